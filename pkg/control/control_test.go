@@ -1,0 +1,237 @@
+package control_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// scheduler is the other end of the streams that a client opens.
+type scheduler struct {
+	streams chan *stream
+}
+
+type stream struct {
+	grpc.BidiStreamingClient[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage]
+	ctx  context.Context
+	up   chan *damselflyv1.NodeMessage
+	down chan *damselflyv1.SchedulerMessage
+}
+
+func (s *scheduler) Attend(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], error) {
+	st := &stream{ctx: ctx, up: make(chan *damselflyv1.NodeMessage), down: make(chan *damselflyv1.SchedulerMessage)}
+	select {
+	case s.streams <- st:
+		return st, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *stream) Send(m *damselflyv1.NodeMessage) error {
+	select {
+	case s.up <- m:
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+func (s *stream) Recv() (*damselflyv1.SchedulerMessage, error) {
+	select {
+	case m, ok := <-s.down:
+		if !ok {
+			return nil, io.EOF
+		}
+		return m, nil
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+func (s *stream) decide(ds ...*damselflyv1.Decision) {
+	s.down <- &damselflyv1.SchedulerMessage{Decisions: ds}
+}
+
+var welcome = &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{}}}
+
+type recorder struct {
+	mu  sync.Mutex
+	got []control.Decision
+}
+
+func (r *recorder) Handle(d control.Decision) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.got = append(r.got, d)
+}
+
+func (r *recorder) take() []control.Decision {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	got := r.got
+	r.got = nil
+	return got
+}
+
+// attend runs a client in a bubble and returns its first stream, welcomed.
+func attend(t *testing.T, busy bool) (*control.Client, *scheduler, *stream, *recorder) {
+	t.Helper()
+	s, r := &scheduler{streams: make(chan *stream)}, &recorder{}
+	c := control.New(s, &damselflyv1.Attend{Address: "127.0.0.1:1"}, func() bool { return busy }, zap.NewNop())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx, r) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run ended with %v", err)
+		}
+	})
+	st := <-s.streams
+	if hello := <-st.up; hello.GetEvents()[0].GetAttend().GetProtocol() != control.Protocol {
+		t.Fatalf("the first event is %v", hello)
+	}
+	if c.Joined() {
+		t.Fatal("joined before the scheduler's welcome")
+	}
+	st.decide(welcome)
+	synctest.Wait()
+	if got := r.take(); len(got) != 1 || got[0] != (control.Joined{}) || !c.Joined() {
+		t.Fatalf("after the welcome: %v", got)
+	}
+	return c, s, st, r
+}
+
+func TestHavesTravelTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, st, _ := attend(t, false)
+		d := blob.FromBytes([]byte("x"))
+		link := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+		c.Tell(control.Want{Digest: d, Size: 1 << 20}) // the sender takes this one and waits
+		synctest.Wait()
+		c.Tell(control.Have{Digest: d, Size: 1 << 20, Runs: []blob.Run{{First: 0, Count: 1}}, FirstLink: 1, Links: link(1)})
+		c.Tell(control.Have{Digest: d, Size: 1 << 20, Runs: []blob.Run{{First: 1, Count: 1}}, FirstLink: 2, Links: link(2)})
+		c.Tell(control.Have{Digest: d, Size: 1 << 20, Runs: []blob.Run{{First: 3, Count: 1}}, Sealed: true})
+		c.Tell(control.Done{Lease: 7})
+		if w := (<-st.up).GetEvents(); w[0].GetWant() == nil {
+			t.Fatalf("first came %v", w)
+		}
+		events := (<-st.up).GetEvents()
+		if len(events) != 2 || events[1].GetDone().GetLease() != 7 {
+			t.Fatalf("want one Have and the Done behind it, got %v", events)
+		}
+		h := events[0].GetHave()
+		if len(h.GetRuns()) != 2 || h.GetRuns()[0].GetCount() != 2 || h.GetFirstLink() != 1 || len(h.GetLinks()) != 64 || !h.GetSealed() {
+			t.Fatalf("merged into %v", h)
+		}
+	})
+}
+
+func TestSilentSchedulerIsLostWithinHalfASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, st, r := attend(t, true)
+		go func() { // reads pings, answers none
+			for {
+				select {
+				case <-st.up:
+				case <-st.ctx.Done():
+					return
+				}
+			}
+		}()
+		started := time.Now()
+		next := <-s.streams // it gave the silent stream up
+		if took := time.Since(started); took > 800*time.Millisecond {
+			t.Fatalf("a silent scheduler was given up after %v", took)
+		}
+		if got := r.take(); len(got) != 1 || got[0] != (control.Lost{}) || c.Joined() {
+			t.Fatalf("the handler heard %v", got)
+		}
+		<-next.up
+		next.decide(welcome)
+		synctest.Wait()
+		if got := r.take(); len(got) != 1 || got[0] != (control.Joined{}) {
+			t.Fatalf("after it came back the handler heard %v", got)
+		}
+	})
+}
+
+func TestAnsweringSchedulerIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, st, r := attend(t, true)
+		for range 50 {
+			n := (<-st.up).GetEvents()[0].GetPing().GetNumber()
+			st.decide(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
+		}
+		if got := r.take(); len(got) != 0 || !c.Joined() {
+			t.Fatalf("the handler heard %v", got)
+		}
+	})
+}
+
+func TestBrokenStreamIsOpenedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, st, r := attend(t, false)
+		close(st.down)
+		next := <-s.streams
+		if got := r.take(); len(got) != 1 || got[0] != (control.Lost{}) {
+			t.Fatalf("the handler heard %v", got)
+		}
+		c.Tell(control.Drop{}) // told to nobody: the handler tells everything again
+		<-next.up
+		next.decide(welcome)
+		synctest.Wait()
+		c.Tell(control.Done{Lease: 9})
+		if e := (<-next.up).GetEvents(); len(e) != 1 || e[0].GetDone().GetLease() != 9 {
+			t.Fatalf("the new stream carried %v", e)
+		}
+	})
+}
+
+func TestMalformedDecisionsAreDropped(t *testing.T) {
+	d := blob.FromBytes(nil).String()
+	origin := &damselflyv1.Origin{Registry: "r", Repository: "a"}
+	bad := map[string]*damselflyv1.Lease{
+		"digest":        {Digest: "sha256:zz", Size: 1, Run: &damselflyv1.Run{Count: 1}, Origin: origin},
+		"size":          {Digest: d, Size: 1 << 63, Run: &damselflyv1.Run{Count: 1}, Origin: origin},
+		"run":           {Digest: d, Size: 1, Run: &damselflyv1.Run{First: 1<<32 - 1, Count: 1<<32 - 1}, Origin: origin},
+		"no run":        {Digest: d, Size: 1, Origin: origin},
+		"no source":     {Digest: d, Size: 1, Run: &damselflyv1.Run{Count: 1}},
+		"two sources":   {Digest: d, Size: 1, Run: &damselflyv1.Run{Count: 1}, Origin: origin, Holder: &damselflyv1.Holder{}},
+		"too many link": {Digest: d, Size: 1, Run: &damselflyv1.Run{Count: 1}, Origin: origin, Links: make([]byte, 64)},
+		"link number":   {Digest: d, Size: 1, Run: &damselflyv1.Run{Count: 1}, Origin: origin, FirstLink: 1<<32 - 1},
+	}
+	for name, l := range bad {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, _, st, r := attend(t, false)
+				good := &damselflyv1.Lease{Id: 5, Digest: d, Size: 1, Run: &damselflyv1.Run{Count: 1}, Origin: origin}
+				st.decide(
+					&damselflyv1.Decision{Decision: &damselflyv1.Decision_Lease{Lease: l}},
+					&damselflyv1.Decision{Decision: &damselflyv1.Decision_Lease{Lease: good}},
+				)
+				synctest.Wait()
+				got := r.take()
+				if len(got) != 1 || got[0].(control.Lease).ID != 5 {
+					t.Fatalf("the handler heard %v, want only the good lease", got)
+				}
+			})
+		})
+	}
+}
