@@ -1,0 +1,211 @@
+package identity
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+const (
+	// maxCSR is far above the size of a request with an ed25519 key.
+	maxCSR       = 4 << 10
+	maxSecret    = 256
+	resultOK     = "ok"
+	resultRefuse = "refused"
+	resultLimit  = "limited"
+	resultFailed = "failed"
+)
+
+// refusedToken answers every join with a token that is not good. It does not
+// say why; the log does.
+const refusedToken = "the join token is unknown, expired or used up: make a new one with `scheduler token create`"
+
+// Server returns the Identity service of this CA, to register on a server that
+// runs with Self's ServerCredentials and the interceptors. Join answers
+// UNAUTHENTICATED for a token that is not good, RESOURCE_EXHAUSTED to an address
+// that failed too often, INVALID_ARGUMENT for a request that is none;
+// PERMISSION_DENIED is for denied nodes and for a renewal with another key.
+func (ca *CA) Server(o Options) (damselflyv1.IdentityServer, error) {
+	m, err := newServerMetrics(o.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("register identity metrics: %w", err)
+	}
+	return &server{ca: ca, log: o.log(), metrics: m, failures: newFailureLimiter()}, nil
+}
+
+type server struct {
+	damselflyv1.UnimplementedIdentityServer
+	ca       *CA
+	log      *zap.Logger
+	metrics  *serverMetrics
+	failures *failureLimiter
+}
+
+// Join implements damselflyv1.IdentityServer.
+func (s *server) Join(ctx context.Context, request *damselflyv1.JoinRequest) (*damselflyv1.Certificate, error) {
+	remote := remoteOf(ctx)
+	log := s.log.With(zap.String("remote", remote.String()))
+	if !s.failures.allowed(remote, time.Now()) {
+		s.metrics.request("join", resultLimit)
+		return nil, status.Errorf(codes.ResourceExhausted,
+			"too many failed joins from this address: check the join token, then try again in %s", failedJoinEvery)
+	}
+	certificate, err := s.join(request, log)
+	if err != nil {
+		result := resultFailed
+		if status.Code(err) != codes.Internal {
+			result = resultRefuse
+			s.failures.failed(remote, time.Now())
+		}
+		s.metrics.request("join", result)
+		return nil, err
+	}
+	s.metrics.request("join", resultOK)
+	return certificate, nil
+}
+
+func (s *server) join(request *damselflyv1.JoinRequest, log *zap.Logger) (*damselflyv1.Certificate, error) {
+	public, id, err := parseRequest(request.GetCsr())
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "certificate request: %v", err)
+	}
+	tokenID := request.GetTokenId()
+	log = log.With(zap.String("peer", id))
+	if validTokenID(tokenID) {
+		log = log.With(zap.String("token", tokenID))
+	}
+	if err := s.refuseDenied(id, log); err != nil {
+		return nil, err
+	}
+	if len(request.GetSecret()) > maxSecret {
+		return nil, status.Error(codes.Unauthenticated, refusedToken)
+	}
+	role, err := s.ca.tokens.take(tokenID, request.GetSecret(), time.Now())
+	switch {
+	case errors.Is(err, errTokenUnknown), errors.Is(err, errTokenSecret),
+		errors.Is(err, errTokenExpired), errors.Is(err, errTokenUsedUp):
+		log.Warn("refused a join", zap.Error(err))
+		return nil, status.Error(codes.Unauthenticated, refusedToken)
+	case err != nil:
+		log.Error("cannot read or write join tokens", zap.Error(err))
+		return nil, status.Error(codes.Internal, "the scheduler cannot read or write its join tokens: see its log")
+	}
+	return s.certify(public, role, log)
+}
+
+// Renew implements damselflyv1.IdentityServer.
+func (s *server) Renew(ctx context.Context, request *damselflyv1.RenewRequest) (*damselflyv1.Certificate, error) {
+	caller, ok := PeerFromContext(ctx)
+	if !ok {
+		s.metrics.request("renew", resultRefuse)
+		return nil, status.Error(codes.Unauthenticated, "renewing needs a certificate: join first")
+	}
+	certificate, err := s.renew(caller, request)
+	switch {
+	case err == nil:
+		s.metrics.request("renew", resultOK)
+	case status.Code(err) == codes.Internal:
+		s.metrics.request("renew", resultFailed)
+	default:
+		s.metrics.request("renew", resultRefuse)
+	}
+	return certificate, err
+}
+
+func (s *server) renew(caller Peer, request *damselflyv1.RenewRequest) (*damselflyv1.Certificate, error) {
+	public, id, err := parseRequest(request.GetCsr())
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "certificate request: %v", err)
+	}
+	log := s.log.With(zap.String("peer", caller.ID))
+	if id != caller.ID {
+		log.Warn("refused a renewal for another key", zap.String("requested", id))
+		return nil, status.Error(codes.PermissionDenied, "the request's key is not that of the caller's certificate: a new key must join")
+	}
+	if err := s.refuseDenied(id, log); err != nil {
+		return nil, err
+	}
+	return s.certify(public, caller.Role, log)
+}
+
+func (s *server) refuseDenied(id string, log *zap.Logger) error {
+	denied, err := s.ca.Denied(id)
+	if err != nil {
+		log.Error("cannot look up denied nodes", zap.Error(err))
+		return status.Error(codes.Internal, "the scheduler cannot look up denied nodes: see its log")
+	}
+	if denied {
+		log.Warn("refused a certificate to a denied node")
+		return status.Errorf(codes.PermissionDenied, "node %s is denied in this cluster", id)
+	}
+	return nil
+}
+
+// certify issues to a caller that has shown its right to the role.
+func (s *server) certify(public ed25519.PublicKey, role Role, log *zap.Logger) (*damselflyv1.Certificate, error) {
+	roots, err := s.ca.Roots()
+	if err != nil {
+		log.Error("cannot read the cluster's roots", zap.Error(err))
+		return nil, status.Error(codes.Internal, "the scheduler cannot read its CA certificates: see its log")
+	}
+	chain, err := s.ca.issue(public, role, time.Now())
+	if err != nil {
+		log.Error("cannot issue a certificate", zap.Error(err))
+		return nil, status.Error(codes.Internal, "the scheduler cannot issue certificates: see its log")
+	}
+	log.Info("issued a certificate", zap.String("role", string(role)), zap.Time("expires", chain[0].NotAfter))
+	answer := &damselflyv1.Certificate{}
+	for _, c := range chain {
+		answer.Chain = append(answer.Chain, c.Raw)
+	}
+	for _, c := range roots {
+		answer.Roots = append(answer.Roots, c.Raw)
+	}
+	return answer, nil
+}
+
+// parseRequest returns the key of a PKCS #10 request (RFC 2986) whose sender has
+// shown possession of it. Everything else in the request is ignored.
+func parseRequest(der []byte) (public ed25519.PublicKey, id string, err error) {
+	if len(der) > maxCSR {
+		return nil, "", fmt.Errorf("%d bytes, at most %d are accepted", len(der), maxCSR)
+	}
+	request, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, "", err
+	}
+	public, ok := request.PublicKey.(ed25519.PublicKey)
+	if !ok {
+		return nil, "", fmt.Errorf("its key is %s, want Ed25519", request.PublicKeyAlgorithm)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, "", fmt.Errorf("it is not signed by its own key: %w", err)
+	}
+	id, err = idOf(public)
+	return public, id, err
+}
+
+// remoteOf is the address at the other end; callers without an IP address share
+// the zero one.
+func remoteOf(ctx context.Context) netip.Addr {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return netip.Addr{}
+	}
+	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr()
+	}
+	return netip.Addr{}
+}

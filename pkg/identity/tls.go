@@ -1,0 +1,170 @@
+package identity
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/credentials"
+)
+
+// anonymousLifetime is how long a connection without a certificate is kept: more
+// than a join takes.
+const anonymousLifetime = time.Minute
+
+// ServerTLS is the configuration of a server: TLS 1.3, HTTP/2. Clients with a
+// certificate must be of this cluster; those without are let in, for
+// Identity.Join, and are refused everything else by the interceptors.
+// Certificate and roots are looked up at each handshake. There are no session
+// tickets, so no session outlives a certificate. gRPC servers take
+// ServerCredentials, which also ends connections when their certificate does.
+func (id *Identity) ServerTLS() *tls.Config {
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2"},
+		// The chain is checked in VerifyConnection: against roots that change, and
+		// with leeway for clocks.
+		ClientAuth:             tls.RequestClientCert,
+		SessionTicketsDisabled: true,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return id.current.Load().tls, nil
+		},
+		VerifyConnection: func(state tls.ConnectionState) error { return id.verifyClient(state, nil) },
+	}
+	perConnection := config.Clone()
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		c := perConnection.Clone()
+		remote := hello.Conn.RemoteAddr()
+		c.VerifyConnection = func(state tls.ConnectionState) error { return id.verifyClient(state, remote) }
+		return c, nil
+	}
+	return config
+}
+
+// ClientTLS is the configuration of a client that shows this identity's
+// certificate and connects only to whom expect says. Host names are not checked:
+// the certificate names a key, not an address. Otherwise it is as ServerTLS.
+func (id *Identity) ClientTLS(expect Expect) *tls.Config {
+	return clientTLS(id.current.Load, id.metrics, expect)
+}
+
+func clientTLS(present func() *credential, m *metrics, expect Expect) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		NextProtos: []string{"h2"},
+		// Only switches off the check against host names and the system's roots;
+		// VerifyConnection checks more, and runs at every handshake.
+		InsecureSkipVerify:     true, //nolint:gosec // VerifyConnection below verifies instead, and more
+		SessionTicketsDisabled: true,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return present().tls, nil
+		},
+		VerifyConnection: func(state tls.ConnectionState) error {
+			p, err := verifyChain(state.PeerCertificates, present().roots, x509.ExtKeyUsageServerAuth, time.Now())
+			if err == nil {
+				err = expect.check(p)
+			}
+			m.refusedConnection(err)
+			return err
+		},
+	}
+}
+
+// verifyClient lets clients without a certificate pass; the interceptors look
+// after them.
+func (id *Identity) verifyClient(state tls.ConnectionState, remote net.Addr) error {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	_, err := verifyChain(state.PeerCertificates, id.current.Load().roots, x509.ExtKeyUsageClientAuth, time.Now())
+	if err != nil {
+		id.metrics.refusedConnection(err)
+		id.refused.log(remote, err)
+	}
+	return err
+}
+
+// refusedLog logs refused clients, few of many.
+type refusedLog struct {
+	zap   *zap.Logger
+	limit *rate.Limiter
+}
+
+func newRefusedLog(log *zap.Logger) *refusedLog {
+	return &refusedLog{zap: log, limit: rate.NewLimiter(rate.Every(10*time.Second), 10)}
+}
+
+func (l *refusedLog) log(remote net.Addr, err error) {
+	if !l.limit.Allow() {
+		return
+	}
+	address := ""
+	if remote != nil {
+		address = remote.String()
+	}
+	l.zap.Warn("refused a connection for its certificate", zap.String("remote", address), zap.Error(err))
+}
+
+// ServerCredentials are the transport credentials of a gRPC server: ServerTLS,
+// and a connection is closed when the certificate that the client opened it with
+// expires. The client then connects again, with its renewed certificate.
+// Connections without a certificate are closed after a minute.
+func (id *Identity) ServerCredentials() credentials.TransportCredentials {
+	return &expiring{credentials.NewTLS(id.ServerTLS())}
+}
+
+// ClientCredentials are the transport credentials of a gRPC client: ClientTLS.
+func (id *Identity) ClientCredentials(expect Expect) credentials.TransportCredentials {
+	return credentials.NewTLS(id.ClientTLS(expect))
+}
+
+// expiring ends the server's connections in time.
+type expiring struct {
+	credentials.TransportCredentials
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (e *expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, auth, err := e.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	left := anonymousLifetime
+	if info, ok := auth.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
+		left = time.Until(info.State.PeerCertificates[0].NotAfter.Add(leeway))
+	}
+	// The timer runs on the monotonic clock: a wall clock that jumps must not cut
+	// every connection of the cluster at once.
+	c := &expiringConn{Conn: conn}
+	c.timer = time.AfterFunc(left, func() { conn.Close() })
+	return c, auth, nil
+}
+
+// Clone implements credentials.TransportCredentials.
+func (e *expiring) Clone() credentials.TransportCredentials {
+	return &expiring{e.TransportCredentials.Clone()}
+}
+
+type expiringConn struct {
+	net.Conn
+	timer *time.Timer
+}
+
+// Close implements net.Conn.
+func (c *expiringConn) Close() error {
+	c.timer.Stop()
+	return c.Conn.Close()
+}
+
+// SyscallConn gives gRPC the socket under TLS, to set its options.
+func (c *expiringConn) SyscallConn() (syscall.RawConn, error) {
+	if s, ok := c.Conn.(syscall.Conn); ok {
+		return s.SyscallConn()
+	}
+	return nil, errors.New("connection has no socket")
+}
