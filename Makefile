@@ -1,0 +1,88 @@
+# `make help` lists what can be made. Every command is printed before it runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+GO ?= go
+# How long `make fuzz` tries each fuzz function.
+FUZZTIME ?= 30s
+# Which benchmarks `make bench` runs, of which packages.
+BENCH ?= .
+PKG ?= ./...
+# Which end-to-end tests `make lab` runs.
+LAB ?= Faults|Refusals|Killed|Hangs|Stops|Restart|Swarm|ColdNodes
+
+BIN := bin
+TOOLS := .cache/bin
+LINTER := $(TOOLS)/golangci-lint
+MODULE := github.com/damselfly-p2p/damselfly
+# The house test (the root) and the end-to-end tests have targets of their own.
+UNITS = $(shell $(GO) list ./... | grep -vxE '$(MODULE)(/e2e)?')
+
+# Go stamps the commit into programs. Where git does not tell it, as in a tree of
+# another owner, Go would fail instead of leaving it out.
+ifeq ($(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo yes),)
+export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
+endif
+
+.PHONY: help build test needs vet house unit e2e lint race fuzz bench sim lab demo proto proto-check clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build static programs: bin/scheduler, bin/seed, bin/dfget
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./scheduler ./seed ./dfget
+
+test: needs vet house unit lint e2e ## run everything, cheap failures first; as root it installs what is missing
+
+needs: ## check that this machine has what the tests run; root installs it
+	scripts/needs
+
+vet: ## vet every package
+	$(GO) vet ./...
+
+house: ## check the rules of the house: imports, names, sizes
+	$(GO) test -count=1 .
+
+unit: ## test all packages but e2e, with the race detector
+	$(GO) test -race $(UNITS)
+
+e2e: ## test the real programs with real registries and runtimes; needs root
+	$(GO) test -count=1 -timeout 20m ./e2e
+
+lint: $(LINTER) proto-check ## run golangci-lint, and check that the generated code is current
+	$(LINTER) run
+
+race: ## test everything with the race detector, in the programs of the e2e tests too
+	DAMSELFLY_E2E_RACE=1 $(GO) test -race -timeout 30m ./...
+
+fuzz: ## run each fuzz function for FUZZTIME (30s)
+	scripts/fuzz $(FUZZTIME)
+
+bench: ## run the Go benchmarks named BENCH (.) in PKG (./...)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+
+sim: ## run the tests of the scheduler's core, its random simulations among them, verbosely
+	$(GO) test -v -count=1 ./scheduler/core/...
+
+lab: ## run the end-to-end tests of swarms and faults, verbosely; needs root
+	$(GO) test -v -count=1 -timeout 20m -run '$(LAB)' ./e2e
+
+demo: build ## show four nodes pull one image on this machine; KEEP=1 leaves them running
+	$(GO) run ./e2e/demo -bin $(BIN)
+
+proto: ## generate the Go code of proto/ anew; needs protoc
+	scripts/proto
+
+# Part of lint.
+proto-check:
+	scripts/proto --check
+
+clean: ## remove what was built here
+	rm -rf $(BIN) .cache
+
+$(LINTER): tools/lint/go.mod tools/lint/go.sum
+	$(GO) -C tools/lint build -trimpath -o $(CURDIR)/$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@

@@ -1,0 +1,79 @@
+package config
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// Command returns the command "config", with the sub-commands show, validate and
+// defaults. A call of defaults returns a pointer to a new struct that holds the
+// defaults; options says, once the flags are parsed, where to load from.
+func Command(defaults func() any, options func() Options) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "config",
+		Short: "Show, check and explain the configuration",
+		Long: "Settings come from flags, else from environment variables, else from the file, else from the defaults.\n" +
+			"The environment variable and the flag of each setting stand in the output of `config defaults`.",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(showCommand(defaults, options), validateCommand(defaults, options), defaultsCommand(defaults))
+	return c
+}
+
+func showCommand(defaults func() any, options func() Options) *cobra.Command {
+	origins := false
+	c := &cobra.Command{
+		Use:   "show",
+		Short: "Print the configuration that is in force",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			loaded, err := Load(defaults(), options())
+			if err != nil {
+				return err
+			}
+			for _, warning := range loaded.Warnings {
+				fmt.Fprintln(c.ErrOrStderr(), "warning: "+warning)
+			}
+			if origins {
+				return loaded.WriteOrigins(c.OutOrStdout())
+			}
+			return loaded.WriteYAML(c.OutOrStdout())
+		},
+	}
+	c.Flags().BoolVar(&origins, "origin", false, "tell where each value came from")
+	return c
+}
+
+func validateCommand(defaults func() any, options func() Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate",
+		Short: "Check the configuration and start nothing",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			loaded, err := Load(defaults(), options())
+			if err != nil {
+				return err
+			}
+			for _, warning := range loaded.Warnings {
+				fmt.Fprintln(c.ErrOrStderr(), "warning: "+warning)
+			}
+			file := loaded.File
+			if file == "" {
+				file = "no file"
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "the configuration is valid (%s)\n", file)
+			return err
+		},
+	}
+}
+
+func defaultsCommand(defaults func() any) *cobra.Command {
+	return &cobra.Command{
+		Use:   "defaults",
+		Short: "Print a complete configuration file with every setting explained",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return WriteDefaults(c.OutOrStdout(), defaults()) },
+	}
+}
