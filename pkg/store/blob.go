@@ -1,0 +1,409 @@
+package store
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
+// Blob is one blob of a store, whole or in part. It is safe for concurrent use.
+//
+// Whoever got it from Create or Get uses it until Release; meanwhile it is not
+// evicted. It can still be removed or damaged: its methods then return an error
+// that wraps ErrRemoved or ErrDamaged, and so do readers that are open.
+type Blob struct {
+	store  *Store
+	digest blob.Digest
+	layout blob.Layout
+
+	// elem and lastUse belong to the store's mu.
+	elem    *list.Element
+	lastUse time.Time
+
+	// disk is held while the blob's names and its sidecar change on disk. It is
+	// taken before mu and before the store's mu, and by one blob at a time.
+	disk   sync.Mutex
+	named  bool // data is under the name of a whole blob
+	marked bool // the disk says that the blob is sealed
+	gone   bool // files are deleted
+
+	mu       sync.Mutex
+	change   *sync.Cond // writing, resetting, checking or err changed
+	refs     int
+	err      error // why the blob has ended, with its name; nil while it lives
+	pinned   bool
+	loaded   bool // held and claimed are known
+	sealed   bool
+	gen      uint64       // counts Resets: what was proven before one is not after it
+	held     *blob.Bitmap // pieces on disk and verified; nil when sealed
+	claims   *blob.Bitmap // pieces that the sidecar names and nobody has checked yet; may be nil
+	checking map[int]bool // claims that are being checked
+	chain    *blob.Chain  // nil when it is only on disk
+	file     *file        // nil when closed
+	dirty    bool         // the sidecar on disk is behind; then chain is not nil
+	fresh    int          // pieces that came since the sidecar was written
+	saved    time.Time    // when it was
+	// writers counts who writes a piece. Reset waits until nobody does, and
+	// resetting keeps new ones out meanwhile.
+	writers   int
+	resetting bool
+	waits     map[int]chan struct{}
+	fails     uint64 // counts calls of Fail
+	failed    error  // what the last one said
+}
+
+func newBlob(s *Store, d blob.Digest, l blob.Layout) *Blob {
+	b := &Blob{store: s, digest: d, layout: l}
+	b.change = sync.NewCond(&b.mu)
+	return b
+}
+
+// Digest is the blob's name.
+func (b *Blob) Digest() blob.Digest { return b.digest }
+
+// Size is the blob's size in bytes.
+func (b *Blob) Size() int64 { return b.layout.Size() }
+
+// Layout says how the blob is cut into pieces.
+func (b *Blob) Layout() blob.Layout { return b.layout }
+
+// Acquire marks the blob in use once more; the caller has it in use already.
+// Each Acquire needs its Release.
+func (b *Blob) Acquire() {
+	b.mu.Lock()
+	b.refs++
+	b.mu.Unlock()
+}
+
+// Release ends a use that Create, Get or Acquire began. After the last one the
+// blob may be evicted; what was not saved of its sidecar is saved now.
+func (b *Blob) Release() {
+	b.mu.Lock()
+	if b.refs == 0 {
+		b.mu.Unlock()
+		panic("store: Release of a blob that is not in use")
+	}
+	b.refs--
+	last := b.refs == 0
+	b.mu.Unlock()
+	if last {
+		b.store.mu.Lock()
+		b.store.touchLocked(b)
+		b.store.mu.Unlock()
+		b.idle()
+	}
+}
+
+// Sealed tells whether every piece is held and the digest is proven. A sealed
+// blob stays so unless the disk loses a piece.
+func (b *Blob) Sealed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sealed && b.err == nil
+}
+
+// Have returns the pieces that may be served to others: those that are held and
+// verified, the last one only when the blob is sealed. The bitmap is a copy.
+// Pieces found after a restart are not in it before they were checked (Verify).
+func (b *Blob) Have() *blob.Bitmap {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := b.layout.Pieces()
+	switch {
+	case b.err != nil || !b.sealed && b.held == nil:
+		return blob.NewBitmap(n)
+	case b.sealed:
+		have := blob.NewBitmap(n)
+		have.SetRun(b.layout.All())
+		return have
+	default:
+		have := b.held.Clone()
+		have.Clear(n - 1)
+		return have
+	}
+}
+
+// Missing lists the pieces of r that are not held, in order: what is left to
+// fetch. The last piece is held, and not missing, before the blob is sealed.
+// Pieces of r found after a restart are checked first, which reads them. A blob
+// that has ended misses nothing.
+func (b *Blob) Missing(r blob.Run) []blob.Run {
+	if b.verify(context.Background(), r) != nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil || b.sealed {
+		return nil
+	}
+	end := min(r.End(), b.layout.Pieces())
+	var runs []blob.Run
+	for i := b.held.NextClear(max(r.First, 0)); i < end; {
+		next := min(b.held.NextSet(i), end)
+		runs = append(runs, blob.Run{First: i, Count: next - i})
+		i = b.held.NextClear(next)
+	}
+	return runs
+}
+
+// Front is the first piece that is not held; the number of pieces when none is.
+// Its link is known: it is where a reader of the origin goes on with Extend.
+// Pieces before it found after a restart are checked first, which reads them.
+func (b *Blob) Front() int {
+	for {
+		b.mu.Lock()
+		if b.sealed || b.held == nil || b.err != nil {
+			b.mu.Unlock()
+			return b.layout.Pieces()
+		}
+		front, end := b.held.NextClear(0), 0
+		for end = front; b.claimedLocked(end); {
+			end++
+		}
+		b.mu.Unlock()
+		if end == front {
+			return front
+		}
+		if b.verify(context.Background(), blob.Run{First: front, Count: end - front}) != nil {
+			return front
+		}
+	}
+}
+
+// File opens the data of a sealed blob for reading. The descriptor is the
+// caller's own, to read at any offset (sendfile) and to close. The error wraps
+// ErrMissing when the blob is not sealed.
+func (b *Blob) File() (*os.File, error) {
+	if !b.Sealed() {
+		return nil, fmt.Errorf("store: open %s: not sealed: %w", b.digest, ErrMissing)
+	}
+	// Whoever changes the name may be long at it, so this asks without the lock
+	// first. The name changes when the seal gets onto the disk.
+	f, err := b.store.vol.openRead(b.partPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = b.store.vol.openRead(b.wholePath())
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		b.disk.Lock()
+		f, err = b.store.vol.openRead(b.dataPath())
+		b.disk.Unlock()
+	}
+	if err == nil {
+		return f.f, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, b.damaged(err)
+	}
+	return nil, fmt.Errorf("store: open %s: %w", b.digest, err)
+}
+
+// Fail ends with err every reader and every Wait that is open now, once it
+// needs bytes that are not here. The blob and what it holds stay, and readers
+// that are opened later wait anew: it tells of a task that gave up.
+func (b *Blob) Fail(err error) {
+	b.mu.Lock()
+	b.failLocked(err)
+	b.mu.Unlock()
+}
+
+func (b *Blob) failLocked(err error) {
+	b.fails++
+	b.failed = err
+	b.wakeAllLocked()
+}
+
+// endLocked ends the blob for everybody; why is what they are told.
+func (b *Blob) endLocked(why error) {
+	b.err = fmt.Errorf("store: %s: %w", b.digest, why)
+	b.wakeAllLocked()
+	b.change.Broadcast()
+}
+
+// wakeLocked wakes who waits for piece i.
+func (b *Blob) wakeLocked(i int) {
+	if wait, ok := b.waits[i]; ok {
+		close(wait)
+		delete(b.waits, i)
+	}
+}
+
+func (b *Blob) wakeAllLocked() {
+	for i := range b.waits {
+		b.wakeLocked(i)
+	}
+}
+
+// hasLocked tells whether piece i is held and verified.
+func (b *Blob) hasLocked(i int) bool { return b.sealed || b.held != nil && b.held.Has(i) }
+
+func (b *Blob) claimedLocked(i int) bool { return b.claims != nil && b.claims.Has(i) }
+
+func (b *Blob) info() Info {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := Info{
+		Digest: b.digest, Size: b.layout.Size(), Pieces: b.layout.Pieces(), LastUse: b.lastUse,
+		Sealed: b.sealed, Pinned: b.pinned, InUse: b.refs > 0,
+	}
+	switch {
+	case b.sealed:
+		i.Held = i.Pieces
+	case b.held != nil:
+		i.Held = b.held.Count()
+	}
+	if b.claims != nil {
+		i.Claimed = b.claims.Count()
+	}
+	return i
+}
+
+// enter begins one operation on the blob's data: it takes a reference, which the
+// caller releases, and opens the file. A blob that has ended gives its error.
+func (b *Blob) enter() (*file, error) {
+	b.mu.Lock()
+	if err := b.err; err != nil {
+		b.mu.Unlock()
+		return nil, err
+	}
+	b.refs++
+	f := b.file
+	b.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	f, err := b.openFile()
+	if err != nil {
+		b.Release()
+		return nil, err
+	}
+	return f, nil
+}
+
+// openFile opens the data; the caller has a reference, so that it stays open.
+func (b *Blob) openFile() (*file, error) {
+	b.disk.Lock()
+	f, err := b.openFileDisk()
+	b.disk.Unlock()
+	if err != nil && errors.Is(err, fs.ErrNotExist) {
+		return nil, b.damaged(err)
+	}
+	return f, err
+}
+
+func (b *Blob) openFileDisk() (*file, error) {
+	b.mu.Lock()
+	f, err := b.file, b.err
+	b.mu.Unlock()
+	if f != nil || err != nil {
+		return f, err
+	}
+	f, err = b.store.vol.openData(b.dataPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		// A rename that failed may have been done all the same.
+		b.named = !b.named
+		if f, err = b.store.vol.openData(b.dataPath()); err != nil {
+			b.named = !b.named
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("store: open %s: %w", b.digest, err)
+	}
+	b.mu.Lock()
+	if err = b.err; err == nil {
+		b.file = f
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+// load brings the chain into memory, and on the first time what the sidecar says
+// is held. The caller has a reference, so that the chain stays. The error wraps
+// ErrDamaged when the sidecar is of no use; the blob is then dropped.
+func (b *Blob) load() error {
+	b.mu.Lock()
+	done, err := b.chain != nil, b.err
+	b.mu.Unlock()
+	if done || err != nil {
+		return err
+	}
+	b.disk.Lock()
+	err = b.loadDisk()
+	b.disk.Unlock()
+	if err == nil || isScarcity(err) || errors.Is(err, ErrClosed) || errors.Is(err, ErrRemoved) {
+		return err
+	}
+	return b.damaged(err)
+}
+
+func (b *Blob) loadDisk() error {
+	b.mu.Lock()
+	done, err := b.chain != nil, b.err
+	b.mu.Unlock()
+	if done || err != nil {
+		return err
+	}
+	m, err := b.readSidecar()
+	if err != nil {
+		return fmt.Errorf("store: read sidecar of %s: %w", b.digest, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.chain = m.chain
+	if b.loaded {
+		return nil
+	}
+	b.loaded = true
+	b.saved = time.Now()
+	b.held = blob.NewBitmap(b.layout.Pieces())
+	if b.claims = m.held; b.claims == nil {
+		b.claims = blob.NewBitmap(b.layout.Pieces())
+		b.claims.SetRun(b.layout.All())
+	}
+	return nil
+}
+
+// prepare makes a blob that was found on disk ready for use.
+func (b *Blob) prepare() error {
+	b.mu.Lock()
+	loaded, err := b.loaded, b.err
+	b.mu.Unlock()
+	if loaded || err != nil {
+		return err
+	}
+	return b.load()
+}
+
+func (b *Blob) damaged(cause error) error { return b.store.damaged(b, cause) }
+
+func (b *Blob) warn(message string, err error) {
+	b.store.log.Warn(message, zap.Stringer("digest", b.digest), zap.Error(err))
+}
+
+// dataPath is where the data is; disk is held.
+func (b *Blob) dataPath() string {
+	if b.named {
+		return b.wholePath()
+	}
+	return b.partPath()
+}
+
+// Paths are made of a parsed digest and nothing else.
+
+func (b *Blob) dir() string       { return path.Join(b.digest.Algorithm(), b.digest.Hex()[:2]) }
+func (b *Blob) wholePath() string { return path.Join(b.dir(), b.digest.Hex()) }
+func (b *Blob) partPath() string  { return b.wholePath() + partSuffix }
+func (b *Blob) metaPath() string  { return b.wholePath() + metaSuffix }
+func (b *Blob) tempPath() string  { return b.wholePath() + tempSuffix }
