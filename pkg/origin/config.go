@@ -1,0 +1,183 @@
+package origin
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Config says how upstreams are reached. The zero Config reaches every registry
+// at https://<its name>.
+type Config struct {
+	// Hosts are upstreams that need more than their name.
+	Hosts []Host `yaml:"hosts" doc:"upstreams that need more than their name"`
+	// OnlyListed refuses every registry and URL whose host is not in Hosts. Off,
+	// clients may name any host, within the bounds of the address guard.
+	OnlyListed bool `yaml:"onlyListed" doc:"refuse every registry and URL whose host is not in hosts"`
+	// Allow lists addresses (CIDR, or one address) that the guard lets through
+	// although it would refuse them: loopback, link-local, metadata, multicast.
+	// Every client of this node can then make it send requests there. Private
+	// addresses (RFC 1918) need no entry.
+	Allow []string `yaml:"allow" doc:"addresses (CIDR) that origins may have although they are loopback, link-local, metadata or multicast"`
+	// Proxy is the HTTP proxy for all upstreams: "" follows HTTPS_PROXY,
+	// HTTP_PROXY and NO_PROXY, "none" uses none, anything else is a URL. Behind a
+	// proxy host names are resolved by the proxy, so the guard sees only addresses
+	// that URLs spell out.
+	Proxy string `yaml:"proxy" doc:"HTTP proxy for origins: a URL, none, or empty for HTTPS_PROXY, HTTP_PROXY and NO_PROXY"`
+	// DockerConfig is the path of a docker config.json with the node's own
+	// credentials, plain or by credential helper; "" = none. They are used when a
+	// client sends none itself and the registry asks for one, so they open to
+	// every client of this node what they open to the node. Read anew whenever a
+	// token is needed.
+	DockerConfig string `yaml:"dockerConfig" doc:"path of a docker config.json with credentials of this node; empty = none"`
+	// UserAgent is sent where the client's header has none.
+	UserAgent string `yaml:"-"`
+
+	// DialTimeout bounds one TCP connect, and likewise the TLS handshake.
+	// Default 10 s.
+	DialTimeout time.Duration `yaml:"dialTimeout" doc:"longest TCP connect to an origin, and longest TLS handshake"`
+	// StallTimeout is how long an origin may be silent, before its headers or
+	// between two reads of the body, until the request is given up and taken up
+	// again on another connection. Default 20 s.
+	StallTimeout time.Duration `yaml:"stallTimeout" doc:"how long an origin may be silent before its request is taken up again elsewhere"`
+	// MaxRetryAfter is the longest wait that an origin may ask for (429, 503 with
+	// Retry-After) and that Read grants; above it Read fails with a StatusError.
+	// Default 30 s.
+	MaxRetryAfter time.Duration `yaml:"maxRetryAfter" doc:"longest wait that an origin may ask for (429, 503) and is granted"`
+	// MaxSkip is how many bytes Read reads and drops in order to reach its offset
+	// when an origin ignores Range. Default 1 GiB.
+	MaxSkip int64 `yaml:"maxSkip" doc:"bytes that are read and dropped to reach an offset when an origin ignores ranges"`
+	// MaxRequests bounds the requests under way to one host: so many reads and
+	// so many other requests. More wait. Default 64.
+	MaxRequests int `yaml:"maxRequests" doc:"requests under way to one host: so many reads and so many others"`
+}
+
+// Host is one upstream that the operator vouches for: its address is not
+// subject to the guard.
+type Host struct {
+	// Name is the registry's name as image references spell it: "docker.io",
+	// "registry.example.com:5000".
+	Name string `yaml:"name" doc:"registry name as image references spell it"`
+	// Endpoint is where it is served: scheme://host[:port][/prefix]; the prefix
+	// goes before "/v2/". Default https://<name>. An http endpoint sends
+	// credentials in the clear.
+	Endpoint string `yaml:"endpoint" doc:"scheme://host[:port][/prefix]; default https://<name>"`
+	// CAFile holds PEM certificates that the host's own certificate may chain to,
+	// beside the system's. There is no way to switch verification off.
+	CAFile string `yaml:"caFile" doc:"PEM certificates that the host's certificate may chain to, beside the system's"`
+}
+
+// DefaultConfig is the Config that the zero one stands for.
+func DefaultConfig() Config { return Config{}.withDefaults() }
+
+// withDefaults is c with the defaults put in.
+func (c Config) withDefaults() Config {
+	setDefault(&c.DialTimeout, 10*time.Second)
+	setDefault(&c.StallTimeout, 20*time.Second)
+	setDefault(&c.MaxRetryAfter, 30*time.Second)
+	setDefault(&c.MaxSkip, 1<<30)
+	setDefault(&c.MaxRequests, 64)
+	setDefault(&c.UserAgent, "damselfly")
+	return c
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Validate says what is wrong with c. It reads no file.
+func (c Config) Validate() error {
+	seen := map[string]bool{}
+	for i, h := range c.Hosts {
+		name, _, err := h.parse()
+		if err != nil {
+			return fmt.Errorf("hosts[%d]: %w", i, err)
+		}
+		if seen[name] {
+			return fmt.Errorf("hosts[%d]: %s is listed twice; keep one entry", i, name)
+		}
+		seen[name] = true
+	}
+	for i, s := range c.Allow {
+		if _, err := parsePrefix(s); err != nil {
+			return fmt.Errorf("allow[%d]: %w", i, err)
+		}
+	}
+	if _, err := parseProxy(c.Proxy); err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	return c.validateBounds()
+}
+
+func (c Config) validateBounds() error {
+	for _, v := range []struct {
+		name string
+		n    int64
+	}{
+		{"dialTimeout", int64(c.DialTimeout)}, {"stallTimeout", int64(c.StallTimeout)},
+		{"maxRetryAfter", int64(c.MaxRetryAfter)}, {"maxSkip", c.MaxSkip}, {"maxRequests", int64(c.MaxRequests)},
+	} {
+		if v.n < 0 {
+			return fmt.Errorf("%s: must not be below zero; leave it out for the default", v.name)
+		}
+	}
+	return nil
+}
+
+// parse returns the host's name in its one spelling, and its endpoint.
+func (h Host) parse() (string, *url.URL, error) {
+	name, err := ParseRegistry(h.Name)
+	if err != nil {
+		return "", nil, err
+	}
+	if h.Endpoint == "" {
+		return name, defaultEndpoint(name), nil
+	}
+	u, err := parseHTTP(h.Endpoint)
+	switch {
+	case err != nil:
+		return "", nil, fmt.Errorf("endpoint of %s: %w; want scheme://host[:port][/prefix]", name, err)
+	case u.RawQuery != "" || u.Fragment != "":
+		return "", nil, fmt.Errorf("endpoint of %s: must have no query and no fragment", name)
+	}
+	u.Path = strings.TrimRight(u.Path, "/")
+	u.RawPath = ""
+	return name, u, nil
+}
+
+// defaultEndpoint is where a registry is that nobody configured.
+func defaultEndpoint(name string) *url.URL {
+	if name == dockerHub {
+		name = dockerHubHost
+	}
+	return &url.URL{Scheme: "https", Host: name}
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("%q: want an address or a CIDR, such as 127.0.0.0/8", clip(s))
+	}
+	return p.Masked(), nil
+}
+
+// parseProxy returns the URL of a proxy that c names, nil where it names none.
+func parseProxy(s string) (*url.URL, error) {
+	if s == "" || s == "none" {
+		return nil, nil
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "socks5") {
+		return nil, fmt.Errorf("want none or a URL such as http://proxy.example.com:3128")
+	}
+	return u, nil
+}

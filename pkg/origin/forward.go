@@ -1,0 +1,95 @@
+package origin
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Forward sends a client's request as it is to a registry and its answer back:
+// pushes, and whatever else of the registry API this package has no word for.
+// Bodies stream both ways; redirects and challenges are the client's to follow;
+// the query's "ns" is dropped. Only the client's own Authorization counts.
+//
+// It returns an error, and has written nothing, when no answer came: those of
+// Head, or that the path is not one of the registry API. A client's body or
+// connection that breaks once the answer has begun aborts the handler with
+// http.ErrAbortHandler, as httputil.ReverseProxy does.
+func (c *Client) Forward(w http.ResponseWriter, r *http.Request, registry string) error {
+	h, err := c.host(Ref{Registry: registry})
+	if err != nil {
+		return fmt.Errorf("origin: %w", err)
+	}
+	target, err := forwardTarget(h.endpoint, r.URL)
+	if err != nil {
+		return fmt.Errorf("origin: %w", err)
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		defer c.missing.dropIf(func(k secretRef) bool { return k.ref.Registry == h.name || k.ref.Registry == registry })
+	}
+	var failed error
+	proxy := httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL, p.Out.Host = target, target.Host
+			for _, k := range []string{"Accept-Encoding", "Upgrade", "Connection"} {
+				p.Out.Header.Del(k)
+			}
+		},
+		Transport:     forwarder{c.wire, h.gate},
+		FlushInterval: -1,
+		ErrorLog:      log.New(io.Discard, "", 0), // the error goes to the caller or the client
+		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+	}
+	proxy.ServeHTTP(w, r)
+	if failed != nil {
+		return fmt.Errorf("origin: %s %s: %w", r.Method, redactURL(target), failed)
+	}
+	return nil
+}
+
+// forwardTarget is where a request for u goes at endpoint. A path with "." or
+// ".." could leave the endpoint's prefix.
+func forwardTarget(endpoint, u *url.URL) (*url.URL, error) {
+	if !strings.HasPrefix(u.Path, "/v2/") {
+		return nil, fmt.Errorf("path %q is not one of the registry API; want /v2/…", clip(u.Path))
+	}
+	for part := range strings.SplitSeq(u.Path, "/") {
+		if part == "." || part == ".." || strings.ContainsAny(part, "\x00\r\n\\") {
+			return nil, fmt.Errorf("path %q: has a part that no registry path has", clip(u.Path))
+		}
+	}
+	q := u.Query()
+	query := u.RawQuery
+	if q.Has("ns") {
+		q.Del("ns")
+		query = q.Encode()
+	}
+	out := &url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host, Path: endpoint.Path + u.Path, RawQuery: query}
+	if u.RawPath != "" {
+		out.RawPath = endpoint.EscapedPath() + u.RawPath
+	}
+	return out, nil
+}
+
+// forwarder is the transport of Forward.
+type forwarder struct {
+	wire *wire
+	gate *gate
+}
+
+// RoundTrip implements http.RoundTripper. A 429 makes everybody pause, while the
+// answer itself goes to the client as it is.
+func (f forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := f.wire.send(req, lanePush)
+	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
+		refused := readRefusal(resp)
+		f.gate.saw(time.Now(), refused)
+		return refused.response(req), nil
+	}
+	return resp, err
+}

@@ -1,0 +1,184 @@
+package origin
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// call is one question to an origin, with the redirects that lead to its answer.
+type call struct {
+	method string
+	url    *url.URL
+	header http.Header // as sent to the home; see awayHeader for elsewhere
+	home   string      // origin that Authorization and Cookie are for
+	// solve sends a request that has no Authorization to the home, nil: as any.
+	solve func(*http.Request) (*http.Response, error)
+	lane  lane
+	// verified: the content is checked by digest, so it may come by plain http.
+	verified bool
+}
+
+// answer is the last answer of a call.
+type answer struct {
+	*http.Response
+	// from is where it came from.
+	from *url.URL
+	// away: some hop was not at home.
+	away bool
+}
+
+const maxRedirects = 10
+
+// follow makes a call. Redirects are followed by hand: Authorization and Cookie
+// go to the home's scheme, host and port alone, and not even there once a hop has
+// led away, since that hop chose the path; Range goes everywhere. The error wraps
+// ErrRedirect for what is not followed.
+func (w *wire) follow(ctx context.Context, c call) (answer, error) {
+	u, away, seen := c.url, false, map[string]bool{}
+	for range maxRedirects + 1 {
+		if seen[u.String()] {
+			return answer{}, fmt.Errorf("%w: %s leads back to itself", ErrRedirect, redactURL(u))
+		}
+		seen[u.String()] = true
+		away = away || originOf(u) != c.home
+		resp, err := w.hop(ctx, c, u, away)
+		if err != nil {
+			return answer{}, err
+		}
+		next, err := redirectTarget(resp, u)
+		if next == nil && err == nil {
+			return answer{Response: resp, from: u, away: away}, nil
+		}
+		discard(resp.Body)
+		if err != nil {
+			return answer{}, err
+		}
+		if u.Scheme == "https" && next.Scheme != "https" && !c.verified {
+			return answer{}, fmt.Errorf("%w: from https to plain http at %s, and no digest would show a change on the way", ErrRedirect, redactURL(next))
+		}
+		u = next
+	}
+	return answer{}, fmt.Errorf("%w: %s leads to more than %d others", ErrRedirect, redactURL(c.url), maxRedirects)
+}
+
+func (w *wire) hop(ctx context.Context, c call, u *url.URL, away bool) (*http.Response, error) {
+	req := &http.Request{
+		Method: c.method, URL: u, Host: u.Host, Header: c.header.Clone(),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	req = req.WithContext(ctx)
+	if away {
+		req.Header = awayHeader(c.header)
+	} else if c.solve != nil && req.Header.Get("Authorization") == "" {
+		return c.solve(req)
+	}
+	return w.send(req, c.lane)
+}
+
+// redirectTarget is where an answer from u redirects to; nil when it is no
+// redirect that a client follows.
+func redirectTarget(resp *http.Response, u *url.URL) (*url.URL, error) {
+	switch resp.StatusCode {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		return nil, nil
+	}
+	location := resp.Header.Get("Location")
+	if location == "" {
+		return nil, nil
+	}
+	next, err := u.Parse(location)
+	if err != nil || next.Host == "" {
+		return nil, fmt.Errorf("%w: Location of %s is not a URL", ErrRedirect, redactURL(u))
+	}
+	if next.Scheme != "http" && next.Scheme != "https" {
+		return nil, fmt.Errorf("%w: %s leads to scheme %q", ErrRedirect, redactURL(u), clip(next.Scheme))
+	}
+	next.User, next.Fragment, next.RawFragment = nil, "", ""
+	return next, nil
+}
+
+// passHeader is the part of a client's header that an origin gets. For a
+// registry that is a list of what the pull API knows. A plain server gets all but
+// what belongs to the client's own connection.
+func passHeader(kind Kind, h http.Header, userAgent string) http.Header {
+	out := http.Header{}
+	for k, vs := range h {
+		switch k = http.CanonicalHeaderKey(k); {
+		case kind == KindURL && !connectionHeader(k, h), passes(k), k == "Authorization", k == "Cookie":
+			out[k] = append([]string(nil), vs...)
+		}
+	}
+	if _, ok := out["User-Agent"]; !ok {
+		out.Set("User-Agent", userAgent)
+	}
+	return out
+}
+
+// awayHeader is the part of a request's header that other hosts get.
+func awayHeader(h http.Header) http.Header {
+	out := http.Header{}
+	for k, vs := range h {
+		if passes(k) {
+			out[k] = vs
+		}
+	}
+	return out
+}
+
+// passes tells whether a header may go to any host. Accept-Encoding does not:
+// an encoded answer has other bytes, lengths and ranges than the digest is of.
+func passes(key string) bool {
+	switch key {
+	case "Accept", "Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
+		"If-Range", "User-Agent", "Cache-Control", "Pragma", "Docker-Distribution-Api-Version":
+		return true
+	}
+	return false
+}
+
+// connectionHeader tells whether a header of h is about the client's connection
+// and not about the content (RFC 9110 section 7.6.1).
+func connectionHeader(key string, h http.Header) bool {
+	switch key {
+	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Host", "Content-Length", "Accept-Encoding", "Expect":
+		return true
+	}
+	for _, f := range h.Values("Connection") {
+		for name := range strings.SplitSeq(f, ",") {
+			if http.CanonicalHeaderKey(strings.TrimSpace(name)) == key {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// presignedLife is how long the location u, received now, may be used again: as
+// long as its signature says, and maxLocation at most.
+func presignedLife(u *url.URL, now time.Time) time.Duration {
+	life := maxLocation
+	q := u.Query()
+	for _, key := range []string{"X-Amz-Expires", "X-Goog-Expires"} { // S3, GCS: seconds
+		if n, ok := parseDigits(q.Get(key)); ok && n < int64(life/time.Second) {
+			life = time.Duration(n) * time.Second
+		}
+	}
+	if end, err := time.Parse(time.RFC3339, q.Get("se")); err == nil { // Azure: a date
+		life = min(life, end.Sub(now))
+	}
+	if n, ok := parseDigits(q.Get("Expires")); ok { // CloudFront, OSS, S3 v2: Unix time
+		life = min(life, time.Unix(n, 0).Sub(now))
+	}
+	return life
+}
+
+// maxLocation is how long a location is used that the origin redirected to:
+// after it the registry is asked again whether the reader may.
+const maxLocation = 5 * time.Minute
