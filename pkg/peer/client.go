@@ -1,0 +1,241 @@
+package peer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// What a holder answered instead of pieces.
+var (
+	// ErrBusy: the holder is at its limit; nobody is to blame.
+	ErrBusy = errors.New("holder is busy")
+	// ErrMissing: the holder has not what was asked for.
+	ErrMissing = errors.New("holder has not the piece")
+	// ErrUnreachable: the holder did not answer or broke off.
+	ErrUnreachable = errors.New("holder cannot be reached")
+	// ErrMalformed: the holder sent what no honest holder sends.
+	ErrMalformed = errors.New("holder sent a malformed answer")
+)
+
+// Holder is a node to read from: its peer ID, which its certificate must carry,
+// and the host:port of its Peer service.
+type Holder struct{ ID, Address string }
+
+// Transport gives the TLS configuration for a connection to whom it expects.
+type Transport interface {
+	ClientTLS(identity.Expect) *tls.Config
+}
+
+// Client reads from other nodes, one connection a node. It is safe for
+// concurrent use; Close ends it.
+type Client struct {
+	transport Transport
+	pool      sync.Pool
+
+	mu    sync.Mutex
+	conns map[Holder]*conn
+}
+
+type conn struct {
+	cc   *grpc.ClientConn
+	used int
+	last time.Time
+}
+
+// idleConnections is how many connections without a call are kept for the next.
+const idleConnections = 64
+
+// NewClient returns a client that trusts whom transport trusts.
+func NewClient(transport Transport) *Client {
+	return &Client{transport: transport, conns: map[Holder]*conn{}}
+}
+
+// Close closes every connection; calls that run end.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	conns := c.conns
+	c.conns = map[Holder]*conn{}
+	c.mu.Unlock()
+	var errs []error
+	for _, cn := range conns {
+		errs = append(errs, cn.cc.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Read asks holder for the pieces of run and gives each to put as it is whole,
+// in order, on this goroutine; piece is valid during the call only. It returns
+// the holder's role as its certificate says it, and put's error or one of this
+// package's.
+func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put func(i int, piece []byte) error) (role identity.Role, err error) {
+	cn, err := c.acquire(h)
+	if err != nil {
+		return "", err
+	}
+	defer c.release(cn)
+	ctx, cancel := context.WithCancel(ctx) // a stream that is left early is torn down
+	defer cancel()
+
+	stream, err := damselflyv1.NewPeerClient(cn.cc).Read(ctx, &damselflyv1.ReadRequest{
+		Digest: d.String(), Size: uint64(l.Size()), Run: &damselflyv1.Run{First: uint32(run.First), Count: uint32(run.Count)},
+	})
+	if err != nil {
+		return "", readError(ctx, h, err)
+	}
+	for i := run.First; i < run.End(); i++ {
+		if err := c.readPiece(ctx, stream, h, l, i, put); err != nil {
+			return "", err
+		}
+		if remote, ok := identity.PeerFromContext(stream.Context()); ok {
+			role = remote.Role
+		}
+	}
+	return role, nil
+}
+
+// readPiece receives the chunks of piece i and hands it on.
+func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Holder, l blob.Layout, i int, put func(int, []byte) error) error {
+	length := int(l.Length(i))
+	buf := c.buffer(int(l.PieceLength()))
+	defer c.pool.Put(buf)
+	piece := (*buf)[:length]
+	got := 0
+	in := &incoming{place: func(p, off uint32, n int) ([]byte, error) {
+		if int64(p) != int64(i) || int64(off) != int64(got) || n > length-got {
+			return nil, fmt.Errorf("%w: chunk %d+%d of piece %d, want piece %d from %d", errChunk, off, n, p, i, got)
+		}
+		dst := piece[got : got+n]
+		got += n
+		return dst, nil
+	}}
+	for got < length {
+		if err := stream.RecvMsg(in); err != nil {
+			if errors.Is(err, io.EOF) {
+				return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, h.ID, i)
+			}
+			return readError(ctx, h, err)
+		}
+	}
+	return put(i, piece)
+}
+
+func (c *Client) buffer(n int) *[]byte {
+	if b, ok := c.pool.Get().(*[]byte); ok && cap(*b) >= n {
+		*b = (*b)[:n]
+		return b
+	}
+	b := make([]byte, n)
+	return &b
+}
+
+// Credential asks a node for the headers of its client that waits for d.
+func (c *Client) Credential(ctx context.Context, h Holder, d blob.Digest) (http.Header, error) {
+	cn, err := c.acquire(h)
+	if err != nil {
+		return nil, err
+	}
+	defer c.release(cn)
+	res, err := damselflyv1.NewPeerClient(cn.cc).Credential(ctx, &damselflyv1.CredentialRequest{Digest: d.String()})
+	if err != nil {
+		return nil, readError(ctx, h, err)
+	}
+	header := http.Header{}
+	for _, f := range res.GetHeaders() {
+		header.Add(f.GetName(), f.GetValue())
+	}
+	return header, nil
+}
+
+func readError(ctx context.Context, h Holder, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	switch status.Code(err) {
+	case codes.ResourceExhausted:
+		return fmt.Errorf("%w: %s", ErrBusy, h.ID)
+	case codes.NotFound, codes.FailedPrecondition:
+		return fmt.Errorf("%w: %s", ErrMissing, h.ID)
+	case codes.Internal, codes.InvalidArgument:
+		return fmt.Errorf("%w: %s: %s", ErrMalformed, h.ID, status.Convert(err).Message())
+	default:
+		return fmt.Errorf("%w: %s at %s: %s", ErrUnreachable, h.ID, h.Address, status.Convert(err).Message())
+	}
+}
+
+func (c *Client) acquire(h Holder) (*conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cn, ok := c.conns[h]
+	if !ok {
+		cc, err := c.dial(h)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s at %q: %w", ErrUnreachable, h.ID, h.Address, err)
+		}
+		cn = &conn{cc: cc}
+		c.conns[h] = cn
+	}
+	cn.used++
+	return cn, nil
+}
+
+func (c *Client) dial(h Holder) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+h.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(c.transport.ClientTLS(identity.Expect{Roles: []identity.Role{identity.RoleNode, identity.RoleSeed}, ID: h.ID}))),
+		grpc.WithDefaultCallOptions(
+			grpc.ForceCodecV2(newCodec()),
+			grpc.MaxCallRecvMsgSize(chunkLength+headerLimit),
+		),
+		grpc.WithInitialWindowSize(window),
+		grpc.WithInitialConnWindowSize(connectionWindow),
+		grpc.WithReadBufferSize(transportBuffer),
+		grpc.WithIdleTimeout(time.Minute),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(),
+	)
+}
+
+// release gives a connection back and closes the longest idle ones over the
+// limit.
+func (c *Client) release(cn *conn) {
+	c.mu.Lock()
+	cn.used--
+	cn.last = time.Now()
+	var victim *conn
+	if len(c.conns) > idleConnections {
+		var key Holder
+		for h, other := range c.conns {
+			if other.used == 0 && (victim == nil || other.last.Before(victim.last)) {
+				key, victim = h, other
+			}
+		}
+		if victim != nil {
+			delete(c.conns, key)
+		}
+	}
+	c.mu.Unlock()
+	if victim != nil {
+		_ = victim.cc.Close() // it has no call to lose
+	}
+}

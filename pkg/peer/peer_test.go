@@ -1,0 +1,305 @@
+package peer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"testing"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/identity/identitytest"
+	"github.com/damselfly-p2p/damselfly/pkg/peer"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type credentialsOf map[blob.Digest]http.Header
+
+func (c credentialsOf) Credential(d blob.Digest) (http.Header, bool) {
+	h, ok := c[d]
+	return h, ok
+}
+
+// holder serves a store over real TLS on loopback.
+type holder struct {
+	peer.Holder
+	store   *store.Store
+	cluster *identitytest.TestCluster
+	data    []byte
+	digest  blob.Digest
+	layout  blob.Layout
+}
+
+func newHolder(t testing.TB, reads int) *holder {
+	t.Helper()
+	h := &holder{cluster: identitytest.Cluster(t), data: make([]byte, 6*blob.MinPieceLength+777)}
+	_, _ = rand.NewChaCha8([32]byte{2}).Read(h.data)
+	h.digest = blob.FromBytes(h.data)
+	h.layout, _ = blob.NewLayout(int64(len(h.data)))
+	var err error
+	if h.store, err = store.Open(store.Config{Dir: t.TempDir()}, zap.NewNop()); err != nil {
+		t.Fatal(err)
+	}
+	id := h.cluster.Identity(t, identity.RoleNode)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Holder = peer.Holder{ID: id.ID(), Address: lis.Addr().String()}
+	table := identity.MethodRoles()
+	srv := grpc.NewServer(append(peer.ServerOptions(), grpc.Creds(id.ServerCredentials()),
+		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)), grpc.StreamInterceptor(identity.StreamInterceptor(table)))...)
+	creds := credentialsOf{h.digest: {"Authorization": {"Bearer secret"}}}
+	damselflyv1.RegisterPeerServer(srv, peer.NewServer(h.store, creds, reads, nil))
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(lis) }()
+	t.Cleanup(func() {
+		srv.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := h.store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// keep puts pieces 0 to n-1 of the blob into the holder's store.
+func (h *holder) keep(t testing.TB, n int) {
+	t.Helper()
+	b, err := h.store.Create(h.digest, int64(len(h.data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Release()
+	for i := range n {
+		if err := b.Extend(i, h.piece(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (h *holder) piece(i int) []byte {
+	return h.data[h.layout.Offset(i) : h.layout.Offset(i)+h.layout.Length(i)]
+}
+
+func (h *holder) client(t testing.TB, role identity.Role) *peer.Client {
+	t.Helper()
+	c := peer.NewClient(h.cluster.Identity(t, role))
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, identity.Role, error) {
+	t.Helper()
+	var got []byte
+	role, err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, func(i int, piece []byte) error {
+		if want := run.First + len(got)/blob.MinPieceLength; i != want {
+			t.Errorf("piece %d came where %d was due", i, want)
+		}
+		got = append(got, piece...)
+		return nil
+	})
+	return got, role, err
+}
+
+func TestReadGivesPiecesInOrder(t *testing.T) {
+	h := newHolder(t, 2)
+	h.keep(t, h.layout.Pieces())
+	c := h.client(t, identity.RoleNode)
+	for _, run := range []blob.Run{{First: 0, Count: h.layout.Pieces()}, {First: 2, Count: 3}, {First: h.layout.Pieces() - 1, Count: 1}} {
+		got, role, err := h.read(t, c, run)
+		if err != nil || role != identity.RoleNode {
+			t.Fatalf("%v: role %q, %v", run, role, err)
+		}
+		if want := h.data[h.layout.Offset(run.First):][:h.layout.Bytes(run)]; !bytes.Equal(got, want) {
+			t.Fatalf("%v: %d bytes, not those of the blob", run, len(got))
+		}
+	}
+}
+
+func TestReadOfWhatIsNotThere(t *testing.T) {
+	h := newHolder(t, 2)
+	c := h.client(t, identity.RoleNode)
+	if _, _, err := h.read(t, c, blob.Run{Count: 1}); !errors.Is(err, peer.ErrMissing) {
+		t.Errorf("unknown blob: %v", err)
+	}
+	h.keep(t, 2)
+	got, _, err := h.read(t, c, blob.Run{Count: 4})
+	if !errors.Is(err, peer.ErrMissing) || len(got) != 2*blob.MinPieceLength {
+		t.Errorf("half a run: %d bytes, %v; want the two pieces before the hole", len(got), err)
+	}
+	other, _ := blob.NewLayout(int64(len(h.data)) + 1)
+	if _, err := c.Read(t.Context(), h.Holder, h.digest, other, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrMissing) {
+		t.Errorf("another size: %v", err)
+	}
+}
+
+// The last piece stays here until the digest is proven.
+func TestLastPieceIsHeldBack(t *testing.T) {
+	h := newHolder(t, 2)
+	h.keep(t, h.layout.Pieces()-1)
+	c := h.client(t, identity.RoleNode)
+	last := blob.Run{First: h.layout.Pieces() - 1, Count: 1}
+	if _, _, err := h.read(t, c, last); !errors.Is(err, peer.ErrMissing) {
+		t.Fatalf("before: %v", err)
+	}
+	h.keep(t, h.layout.Pieces())
+	if got, _, err := h.read(t, c, last); err != nil || !bytes.Equal(got, h.piece(last.First)) {
+		t.Fatalf("after: %v", err)
+	}
+}
+
+func TestBusyHolderSaysSoAtOnce(t *testing.T) {
+	h := newHolder(t, 1)
+	h.keep(t, h.layout.Pieces())
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	// A reader with the smallest window that takes one chunk and no more keeps
+	// the holder's only slot.
+	slow, err := h.plain(t).Read(ctx, h.request(h.layout.All()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := slow.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := h.read(t, h.client(t, identity.RoleNode), blob.Run{Count: 1}); !errors.Is(err, peer.ErrBusy) {
+		t.Fatalf("a second reader got %v", err)
+	}
+}
+
+// plain is a client of the service with gRPC's own codec and settings.
+func (h *holder) plain(t testing.TB) damselflyv1.PeerClient {
+	t.Helper()
+	id := h.cluster.Identity(t, identity.RoleNode)
+	cc, err := grpc.NewClient("passthrough:///"+h.Address, grpc.WithInitialWindowSize(64<<10), grpc.WithTransportCredentials(
+		id.ClientCredentials(identity.Expect{Roles: []identity.Role{identity.RoleNode}})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cc.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return damselflyv1.NewPeerClient(cc)
+}
+
+func (h *holder) request(run blob.Run) *damselflyv1.ReadRequest {
+	return &damselflyv1.ReadRequest{
+		Digest: h.digest.String(), Size: uint64(len(h.data)), Run: &damselflyv1.Run{First: uint32(run.First), Count: uint32(run.Count)},
+	}
+}
+
+func TestReadStopsWithItsContextAndItsTaker(t *testing.T) {
+	h := newHolder(t, 2)
+	h.keep(t, h.layout.Pieces())
+	c := h.client(t, identity.RoleNode)
+	stop := errors.New("enough")
+	if _, err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(int, []byte) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("the taker's error came back as %v", err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	_, err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), func(int, []byte) error {
+		cancel(stop)
+		return nil
+	})
+	if !errors.Is(err, stop) {
+		t.Errorf("the context's cause came back as %v", err)
+	}
+}
+
+func TestOnlyTheNamedNodeIsRead(t *testing.T) {
+	h := newHolder(t, 2)
+	h.keep(t, h.layout.Pieces())
+	c := h.client(t, identity.RoleNode)
+	wrong := h.Holder
+	wrong.ID = h.cluster.Identity(t, identity.RoleNode).ID()
+	if _, err := c.Read(t.Context(), wrong, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
+		t.Errorf("another node at the address: %v", err)
+	}
+	stranger := newHolder(t, 2).client(t, identity.RoleNode)
+	if _, err := stranger.Read(t.Context(), h.Holder, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
+		t.Errorf("a node of another cluster: %v", err)
+	}
+}
+
+func TestCredentialsAreForSeeds(t *testing.T) {
+	h := newHolder(t, 2)
+	header, err := h.client(t, identity.RoleSeed).Credential(t.Context(), h.Holder, h.digest)
+	if err != nil || header.Get("Authorization") != "Bearer secret" {
+		t.Errorf("a seed got %v, %v", header, err)
+	}
+	if header, err := h.client(t, identity.RoleNode).Credential(t.Context(), h.Holder, h.digest); err == nil {
+		t.Errorf("a node got %v", header)
+	}
+	if _, err := h.client(t, identity.RoleSeed).Credential(t.Context(), h.Holder, blob.FromBytes(nil)); !errors.Is(err, peer.ErrMissing) {
+		t.Errorf("nobody waits: %v", err)
+	}
+}
+
+// What no honest node sends is answered with an error; nothing panics.
+func TestMalformedRequests(t *testing.T) {
+	h := newHolder(t, 2)
+	h.keep(t, h.layout.Pieces())
+	client := h.plain(t)
+	size := uint64(len(h.data))
+	for name, req := range map[string]*damselflyv1.ReadRequest{
+		"no digest":   {Size: size, Run: &damselflyv1.Run{Count: 1}},
+		"path":        {Digest: "sha256:../../etc/passwd", Size: size, Run: &damselflyv1.Run{Count: 1}},
+		"no run":      {Digest: h.digest.String(), Size: size},
+		"beyond":      {Digest: h.digest.String(), Size: size, Run: &damselflyv1.Run{First: 7, Count: 1}},
+		"overflowing": {Digest: h.digest.String(), Size: size, Run: &damselflyv1.Run{First: 1<<32 - 1, Count: 1<<32 - 1}},
+	} {
+		stream, err := client.Read(t.Context(), req)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	held, err := client.Holdings(t.Context(), &damselflyv1.HoldingsRequest{Digest: h.digest.String(), Size: size})
+	if err != nil || !held.GetSealed() || len(held.GetRuns()) != 1 || len(held.GetLinks()) != 32*h.layout.Pieces() {
+		t.Errorf("holdings: %v, %v", held, err)
+	}
+	// Any protobuf client reads the chunks.
+	stream, err := client.Read(t.Context(), h.request(blob.Run{First: 6, Count: 1}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if chunk, err := stream.Recv(); err != nil || chunk.GetPiece() != 6 || !bytes.Equal(chunk.GetData(), h.piece(6)) {
+		t.Errorf("a plain client got %v of piece %d", err, chunk.GetPiece())
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	h := newHolder(b, 4)
+	h.keep(b, h.layout.Pieces())
+	c := h.client(b, identity.RoleNode)
+	b.SetBytes(int64(len(h.data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(int, []byte) error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,367 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/peer"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// Handle takes what control heard. It does not block.
+func (m *Manager) Handle(d control.Decision) {
+	switch d := d.(type) {
+	case control.Lease:
+		m.lease(d)
+	case control.Cancel:
+		m.withTasks(func(t *task) {
+			if end, ok := t.leases[d.Lease]; ok {
+				end(errRecalled)
+			}
+		})
+	case control.Queued:
+		m.with(d.Digest, func(t *task) { m.answered(t) })
+	case control.Refuse:
+		m.with(d.Digest, func(t *task) { t.refused = true })
+	case control.Revoke:
+		m.revoke(d.Digest)
+	case control.Tell:
+		m.tell(d.Digest)
+	case control.Joined:
+		m.tellAll()
+	case control.Lost:
+		m.withTasks(func(*task) {})
+	}
+}
+
+// with calls fn for the task of d, if there is one, and lets it look around.
+func (m *Manager) with(d blob.Digest, fn func(*task)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t, ok := m.tasks[d]; ok {
+		fn(t)
+		t.changed()
+	}
+}
+
+func (m *Manager) withTasks(fn func(*task)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tasks {
+		fn(t)
+		t.changed()
+	}
+}
+
+// answered notes that the scheduler looks after t: what this node granted itself
+// ends. The caller holds mu.
+func (m *Manager) answered(t *task) {
+	t.answered, t.asked = true, time.Now()
+	if t.alone != nil && !t.refused {
+		t.alone(errRecalled)
+	}
+}
+
+// lease starts to carry out a lease.
+func (m *Manager) lease(l control.Lease) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, err := m.leased(l)
+	if err != nil {
+		m.log.Warn("a lease cannot be carried out", zap.Stringer("digest", l.Digest), zap.Error(err))
+		reason := damselflyv1.Failed_REASON_STORE
+		if errors.Is(err, errNoClient) {
+			reason = damselflyv1.Failed_REASON_CANCELLED
+		}
+		m.scheduler.Tell(control.Failed{Lease: l.ID, Reason: reason})
+		return
+	}
+	m.answered(t)
+	ctx, end := context.WithCancelCause(t.ctx)
+	t.leases[l.ID] = end
+	m.running.Go(func() { m.execute(ctx, t, l) })
+}
+
+// leased is the task that a lease is for. The caller holds mu.
+func (m *Manager) leased(l control.Lease) (*task, error) {
+	if t, ok := m.tasks[l.Digest]; ok && t.ctx.Err() == nil {
+		if t.blob.Size() != l.Layout.Size() {
+			return nil, fmt.Errorf("the blob has %d bytes here, the lease says %d", t.blob.Size(), l.Layout.Size())
+		}
+		return t, nil
+	}
+	if !m.cfg.Seed {
+		return nil, errNoClient
+	}
+	b, err := m.store.Create(l.Digest, l.Layout.Size())
+	if err != nil {
+		return nil, err
+	}
+	defer b.Release() // the task has its own use
+	return m.start(b, refOf(l.Origin, l.Digest), nil)
+}
+
+// execute carries out a lease and tells how it ended.
+func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
+	started := time.Now()
+	n, err := m.read(ctx, t, l)
+	if err != nil && len(t.blob.Missing(l.Run)) == 0 {
+		err = nil // another source was first: what the lease was for is here
+	}
+	m.mu.Lock()
+	t.leases[l.ID](nil)
+	delete(t.leases, l.ID)
+	t.asked = time.Now()
+	t.idle = t.asked
+	m.mu.Unlock()
+	if err == nil {
+		m.scheduler.Tell(control.Done{Lease: l.ID, Bytes: n, Took: time.Since(started)})
+	} else {
+		m.log.Debug("a lease failed", zap.Stringer("digest", t.digest), zap.Uint64("lease", l.ID), zap.Error(err))
+		m.scheduler.Tell(failed(l.ID, err))
+	}
+	t.changed()
+}
+
+func (m *Manager) read(ctx context.Context, t *task, l control.Lease) (n int64, err error) {
+	if err := t.blob.AddLinks(l.FirstLink, l.Links); err != nil {
+		return 0, err
+	}
+	if l.Holder == nil {
+		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
+	}
+	for _, run := range t.blob.Missing(l.Run) {
+		got := int64(0)
+		role, err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(i int, piece []byte) error {
+			if err := t.blob.Put(i, piece); err != nil {
+				return err
+			}
+			got += int64(len(piece))
+			m.have(t, i, false)
+			return nil
+		})
+		source := "peer"
+		if role == identity.RoleSeed {
+			source = "seed"
+		}
+		m.bytes.WithLabelValues(source).Add(float64(got))
+		n += got
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// credential is what opens the origin for a lease: the headers of the client
+// that waits here, or of the one that waits on the node it is read for. Without
+// either the origin client's own credentials are left.
+func (m *Manager) credential(ctx context.Context, t *task, l control.Lease) http.Header {
+	if l.OnBehalf == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return t.header.Clone()
+	}
+	header, err := m.peers.Credential(ctx, peer.Holder(*l.OnBehalf), l.Digest)
+	if err != nil {
+		m.log.Debug("no credential from the node that is read for", zap.Error(err))
+		return nil
+	}
+	return header
+}
+
+// readOrigin reads the missing pieces of a run from the origin, in order,
+// extending the chain as it goes.
+func (m *Manager) readOrigin(ctx context.Context, t *task, ref origin.Ref, header http.Header, run blob.Run) (n int64, err error) {
+	for _, r := range t.blob.Missing(run) {
+		got, err := m.stream(ctx, t, ref, header, r)
+		n += got
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header http.Header, run blob.Run) (n int64, err error) {
+	l := t.blob.Layout()
+	body, err := m.origins.Read(ctx, ref, header, l.Size(), l.Offset(run.First), l.Bytes(run))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = body.Close() }() // read to where it was wanted
+	buf := m.buffer(int(l.PieceLength()))
+	defer m.pieces.Put(buf)
+	for i := run.First; i < run.End(); i++ {
+		piece := (*buf)[:l.Length(i)]
+		if _, err := io.ReadFull(body, piece); err != nil {
+			return n, err
+		}
+		if err := t.blob.Extend(i, piece); err != nil {
+			return n, err
+		}
+		n += int64(len(piece))
+		m.bytes.WithLabelValues("origin").Add(float64(len(piece)))
+		m.have(t, i, true)
+	}
+	return n, nil
+}
+
+func (m *Manager) buffer(n int) *[]byte {
+	if b, ok := m.pieces.Get().(*[]byte); ok && cap(*b) >= n {
+		*b = (*b)[:n]
+		return b
+	}
+	b := make([]byte, n)
+	return &b
+}
+
+// have tells the scheduler of piece i, with the link that reading it from the
+// origin gave. The last piece is told when the whole is proven: it is what no
+// node may hand on before.
+func (m *Manager) have(t *task, i int, linked bool) {
+	m.mu.Lock()
+	t.asked = time.Now()
+	m.mu.Unlock()
+	h := control.Have{Digest: t.digest, Size: t.blob.Size(), Sealed: t.blob.Sealed()}
+	last := t.blob.Layout().Pieces() - 1
+	if i < last {
+		h.Runs = []blob.Run{{First: i, Count: 1}}
+		if linked {
+			h.FirstLink, h.Links = t.blob.Links(i+1, 1)
+		}
+	}
+	if h.Sealed {
+		h.Runs = append(h.Runs, blob.Run{First: last, Count: 1})
+		t.changed()
+	}
+	if len(h.Runs) > 0 {
+		m.scheduler.Tell(h)
+	}
+}
+
+// tell gives the scheduler all that is known of a blob, links included.
+func (m *Manager) tell(d blob.Digest) {
+	if b, ok := m.store.Get(d); ok {
+		defer b.Release()
+		m.tellBlob(b, true)
+	}
+}
+
+func (m *Manager) tellBlob(b *store.Blob, links bool) {
+	h := control.Have{Digest: b.Digest(), Size: b.Size(), Runs: b.Have().Runs(), Sealed: b.Sealed()}
+	if links {
+		h.FirstLink, h.Links = b.Links(0, b.Layout().Pieces())
+	}
+	if len(h.Runs) > 0 || h.Sealed {
+		m.scheduler.Tell(h)
+	}
+}
+
+// tellAll introduces this node to a scheduler that knows nothing of it: what it
+// holds, with the links where the blob is still on its way, and what it wants.
+func (m *Manager) tellAll() {
+	for _, info := range m.store.Blobs() {
+		if b, ok := m.store.Get(info.Digest); ok {
+			m.tellBlob(b, !b.Sealed())
+			b.Release()
+		}
+	}
+	m.withTasks(func(t *task) {
+		if t.clients > 0 {
+			m.want(t)
+		}
+	})
+}
+
+// revoke drops what a chain that led to a wrong digest had let in.
+func (m *Manager) revoke(d blob.Digest) {
+	m.with(d, func(t *task) {
+		for _, end := range t.leases {
+			end(errRecalled)
+		}
+	})
+	if b, ok := m.store.Get(d); ok {
+		defer b.Release()
+		if err := b.Reset(); err != nil {
+			m.log.Error("a revoked blob could not be reset", zap.Stringer("digest", d), zap.Error(err))
+		}
+	}
+}
+
+// readAlone grants this node the origin for t. The caller holds mu.
+func (m *Manager) readAlone(t *task) {
+	ctx, end := context.WithCancelCause(t.ctx)
+	t.alone = end
+	ref, header := t.ref, t.header.Clone()
+	runs := []blob.Run{t.blob.Layout().All()}
+	if !t.all {
+		// The chain grows from its front, so everything before a range is read too.
+		last := t.wanted.Runs()
+		runs[0].Count = last[len(last)-1].End()
+	}
+	m.alone.Inc()
+	m.log.Info("no scheduler decides; reading the origin", zap.Stringer("digest", t.digest))
+	m.running.Go(func() {
+		_, err := m.readOrigin(ctx, t, ref, header, runs[0])
+		end(nil)
+		m.endAlone(t, err)
+	})
+}
+
+// endAlone settles a read that this node granted itself: its error is the
+// task's, unless a scheduler has taken over or a second try is due.
+func (m *Manager) endAlone(t *task, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t.alone = nil
+	t.asked = time.Now()
+	defer t.changed()
+	switch {
+	case err == nil, errors.Is(err, errRecalled):
+		return
+	case errors.Is(err, store.ErrBadDigest):
+		t.broken++
+		if resetErr := t.blob.Reset(); resetErr != nil || t.broken > 1 {
+			t.end(errors.Join(err, resetErr))
+		}
+		return
+	}
+	t.end(err)
+}
+
+// failed says why a lease ended, in the words of the wire.
+func failed(lease uint64, err error) control.Failed {
+	f := control.Failed{Lease: lease}
+	var status *origin.StatusError
+	switch {
+	case errors.As(err, &status):
+		f.Reason, f.Status, f.RetryAfter = damselflyv1.Failed_REASON_ORIGIN, status.Code, status.RetryAfter
+	case errors.Is(err, store.ErrBadDigest):
+		f.Reason = damselflyv1.Failed_REASON_BAD_DIGEST
+	case errors.Is(err, blob.ErrMismatch), errors.Is(err, peer.ErrMalformed):
+		f.Reason = damselflyv1.Failed_REASON_BAD_PIECE
+	case errors.Is(err, peer.ErrBusy):
+		f.Reason = damselflyv1.Failed_REASON_BUSY
+	case errors.Is(err, peer.ErrMissing), errors.Is(err, blob.ErrUnknownLink):
+		f.Reason = damselflyv1.Failed_REASON_MISSING
+	case errors.Is(err, errRecalled), errors.Is(err, errNoClient), errors.Is(err, errDone), errors.Is(err, context.Canceled):
+		f.Reason = damselflyv1.Failed_REASON_CANCELLED
+	case errors.Is(err, store.ErrNoSpace), errors.Is(err, blob.ErrConflict):
+		f.Reason = damselflyv1.Failed_REASON_STORE
+	default:
+		f.Reason = damselflyv1.Failed_REASON_UNREACHABLE
+	}
+	return f
+}

@@ -1,0 +1,256 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+)
+
+// reach is how many pieces beyond the part of a blob that is here a bounded
+// range may start and still wait for the swarm. One that starts further on is
+// read from the origin for its client alone: what lies between may be gigabytes
+// that nobody asked for.
+const reach = 64
+
+// Request says which blob a client wants, and where it comes from.
+type Request struct {
+	Digest blob.Digest
+	// Size in bytes; zero or less when it is not known, which costs a HEAD.
+	Size int64
+	Ref  origin.Ref
+	// Header holds what the client sent for the origin (Authorization). It goes
+	// to the origin, and to the seed that reads for this client, and nowhere else.
+	Header http.Header
+	// Offset and Length are the bytes that this client reads, Length < 0: to the
+	// end. Other bytes of the blob can be read too; they may not be on their way.
+	Offset, Length int64
+}
+
+// Handle is one client's hold on a blob. It is for one goroutine; Close ends it.
+type Handle struct {
+	size    int64
+	blob    *store.Blob
+	content io.ReadSeekCloser
+	ready   func(ctx context.Context, off int64) error
+	close   func()
+}
+
+// Size is the blob's size in bytes.
+func (h *Handle) Size() int64 { return h.size }
+
+// Sealed returns the blob as a file when all of it is here; the caller closes
+// the file.
+func (h *Handle) Sealed() (*os.File, bool) {
+	if h.blob == nil || !h.blob.Sealed() {
+		return nil, false
+	}
+	f, err := h.blob.File()
+	return f, err == nil
+}
+
+// Content reads the blob, waiting for bytes that have not come yet. It fails
+// with the task's error.
+func (h *Handle) Content() io.ReadSeeker { return h.content }
+
+// Ready returns when the byte at off can be read, with the task's error when it
+// never will be (an *origin.StatusError keeps the origin's answer), or with
+// ctx's.
+func (h *Handle) Ready(ctx context.Context, off int64) error { return h.ready(ctx, off) }
+
+// Close says that this client is gone; others that wait for the blob go on.
+func (h *Handle) Close() error {
+	defer h.close()
+	return h.content.Close()
+}
+
+// Open returns a handle on the blob that req names, while its bytes are on their
+// way. ctx is the client's: reads through the handle end with it, the task does
+// not. It errs when the blob's size cannot be learned or the store refuses.
+func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
+	if b, ok := m.store.Get(req.Digest); ok {
+		if b.Sealed() {
+			return m.handle(ctx, b, nil), nil
+		}
+		b.Release()
+	}
+	size := req.Size
+	if size <= 0 {
+		var err error
+		if size, _, _, err = m.origins.Size(ctx, req.Ref, req.Header); err != nil {
+			return nil, fmt.Errorf("learning the size of %s: %w", req.Digest, err)
+		}
+	}
+	b, err := m.store.Create(req.Digest, size)
+	if errors.Is(err, store.ErrNoSpace) {
+		m.log.Warn("the store has no room; a client gets the blob straight from the origin")
+		return m.passThrough(ctx, req, size), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if b.Sealed() {
+		return m.handle(ctx, b, nil), nil
+	}
+	run := b.Layout().All()
+	if req.Length >= 0 && !(req.Offset == 0 && req.Length >= size) {
+		run = b.Layout().Covering(req.Offset, req.Length)
+		if run.First > b.Front()+reach && len(b.Missing(run)) > 0 {
+			b.Release()
+			return m.passThrough(ctx, req, size), nil
+		}
+	}
+	t, err := m.join(b, req, run)
+	if err != nil {
+		b.Release()
+		return nil, err
+	}
+	return m.handle(ctx, b, t), nil
+}
+
+// join adds a client to the task of b, starting it where there is none.
+func (m *Manager) join(b *store.Blob, req Request, run blob.Run) (*task, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, ok := m.tasks[req.Digest]
+	if !ok || t.ctx.Err() != nil {
+		var err error
+		if t, err = m.start(b, req.Ref, req.Header.Clone()); err != nil {
+			return nil, err
+		}
+	}
+	if t.clients == 0 {
+		t.ref, t.header = req.Ref, req.Header.Clone()
+	}
+	t.clients++
+	before, all := t.wanted.Count(), t.all
+	t.all = t.all || run == b.Layout().All()
+	t.wanted.SetRun(run)
+	if t.clients == 1 || t.wanted.Count() != before || t.all != all {
+		m.want(t)
+	}
+	return t, nil
+}
+
+func (m *Manager) leave(t *task) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t.clients--
+	t.idle = time.Now()
+	t.changed()
+}
+
+// handle returns a client's view of b, whose use it takes over; t is nil when b
+// needs no task.
+func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task) *Handle {
+	ctx, cancel := context.WithCancelCause(ctx)
+	h := &Handle{size: b.Size(), blob: b}
+	h.close = func() {
+		cancel(context.Canceled)
+		b.Release()
+	}
+	if t != nil {
+		stop := context.AfterFunc(t.ctx, func() {
+			if cause := context.Cause(t.ctx); !errors.Is(cause, errDone) {
+				cancel(cause)
+			}
+		})
+		h.close = func() {
+			stop()
+			cancel(context.Canceled)
+			m.leave(t)
+			b.Release()
+		}
+	}
+	h.content = b.ReadSeeker(ctx)
+	h.ready = func(wait context.Context, off int64) error {
+		wait, done := context.WithCancelCause(wait)
+		defer done(nil)
+		defer context.AfterFunc(ctx, func() { done(context.Cause(ctx)) })()
+		return b.Wait(wait, off)
+	}
+	return h
+}
+
+// passThrough gives one client the origin's bytes without keeping them.
+func (m *Manager) passThrough(ctx context.Context, req Request, size int64) *Handle {
+	c := &originContent{ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header, size: size}
+	return &Handle{size: size, content: c, close: func() {}, ready: func(_ context.Context, off int64) error {
+		_, err := c.Seek(off, io.SeekStart)
+		if err == nil && off < size {
+			err = c.open()
+		}
+		return err
+	}}
+}
+
+// originContent reads an origin from wherever it was sought to. Its bytes are
+// not verified: they go to the one client that asked, as the origin sent them.
+type originContent struct {
+	ctx     context.Context
+	origins Origins
+	ref     origin.Ref
+	header  http.Header
+	size    int64
+	off     int64
+	body    io.ReadCloser
+}
+
+func (c *originContent) open() error {
+	if c.body != nil {
+		return nil
+	}
+	body, err := c.origins.Read(c.ctx, c.ref, c.header, c.size, c.off, -1)
+	if err != nil {
+		return err
+	}
+	c.body = body
+	return nil
+}
+
+func (c *originContent) Read(p []byte) (int, error) {
+	if c.off >= c.size {
+		return 0, io.EOF
+	}
+	if err := c.open(); err != nil {
+		return 0, err
+	}
+	n, err := c.body.Read(p)
+	c.off += int64(n)
+	return n, err
+}
+
+func (c *originContent) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += c.off
+	case io.SeekEnd:
+		off += c.size
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("seeking to %d: before the start", off)
+	}
+	if off != c.off {
+		if err := c.Close(); err != nil {
+			return 0, err
+		}
+		c.off = off
+	}
+	return off, nil
+}
+
+func (c *originContent) Close() error {
+	if c.body == nil {
+		return nil
+	}
+	err := c.body.Close()
+	c.body = nil
+	return err
+}

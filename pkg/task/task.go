@@ -1,0 +1,356 @@
+// Package task makes blobs whole on this node: it joins the callers that want
+// the same blob, tells the scheduler what they wait for, carries out the leases
+// that come back (source, verify, store) and helps itself from the origin when
+// no scheduler answers. The proxy opens blobs through it; control feeds it
+// decisions. It moves bytes only from a source into the store: readers take them
+// from there.
+package task
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/peer"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// Scheduler is the stream that events go to. Joined tells whether a scheduler
+// answers; events told while it does not are lost, and told again on
+// control.Joined.
+type Scheduler interface {
+	Tell(control.Event)
+	Joined() bool
+}
+
+// Peers reads pieces, and the credentials of waiting clients, from other nodes.
+type Peers interface {
+	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put func(i int, piece []byte) error) (role identity.Role, err error)
+	Credential(ctx context.Context, h peer.Holder, d blob.Digest) (http.Header, error)
+}
+
+// Origins reads blobs where they come from.
+type Origins interface {
+	Read(ctx context.Context, ref origin.Ref, header http.Header, size, off, n int64) (io.ReadCloser, error)
+	Size(ctx context.Context, ref origin.Ref, header http.Header) (size int64, mediaType string, d blob.Digest, err error)
+}
+
+// Config tunes a Manager.
+type Config struct {
+	// Seed: this node takes leases for blobs that no client of its own wants.
+	Seed bool
+	// Patience is how long a task waits for a scheduler's first answer before it
+	// reads the origin itself. Longer spares the origin when a scheduler is
+	// slow; shorter spares the client when it hangs. Default 400 ms.
+	Patience time.Duration
+	// Stall is how long a task with a scheduler's word but without any lease
+	// waits for a piece before it reads the origin itself. Default 20 s.
+	Stall time.Duration
+	// Linger is how long a task goes on after its last client went away: clients
+	// that fetch in ranges come back at once. Default 30 s.
+	Linger time.Duration
+}
+
+func (c *Config) setDefaults() {
+	c.Patience = orDefault(c.Patience, 400*time.Millisecond)
+	c.Stall = orDefault(c.Stall, 20*time.Second)
+	c.Linger = orDefault(c.Linger, 30*time.Second)
+}
+
+func orDefault(d, def time.Duration) time.Duration {
+	if d <= 0 {
+		return def
+	}
+	return d
+}
+
+// Manager owns the tasks of a node. It is safe for concurrent use.
+type Manager struct {
+	cfg       Config
+	store     *store.Store
+	scheduler Scheduler
+	peers     Peers
+	origins   Origins
+	log       *zap.Logger
+	bytes     *prometheus.CounterVec
+	alone     prometheus.Counter
+	pieces    sync.Pool
+	running   sync.WaitGroup
+
+	mu    sync.Mutex
+	ctx   context.Context // set by Run; nil before it and after its end
+	tasks map[blob.Digest]*task
+}
+
+// task is one blob being made whole. The manager's mutex guards its fields but
+// the first group, which never changes.
+type task struct {
+	blob   *store.Blob
+	digest blob.Digest
+	ctx    context.Context // ends with the task; its cause is the task's error
+	end    context.CancelCauseFunc
+	poke   chan struct{} // something below has changed; capacity 1
+
+	ref     origin.Ref
+	header  http.Header
+	clients int
+	all     bool
+	wanted  *blob.Bitmap
+	idle    time.Time // since when no client waits
+
+	asked    time.Time // when the scheduler was told, or last heard of, or a piece came
+	answered bool
+	refused  bool
+	leases   map[uint64]context.CancelCauseFunc
+	alone    context.CancelCauseFunc // ends the read that this node granted itself; nil when none
+	broken   int                     // how often the origin's bytes missed the digest
+}
+
+var (
+	// ErrClosed: the node is shutting down.
+	ErrClosed   = errors.New("the node is shutting down")
+	errDone     = errors.New("the blob is whole")
+	errNoClient = errors.New("no client waits for the blob any more")
+	errRecalled = errors.New("the scheduler took the lease back")
+)
+
+// New returns a manager; Run must run for it to work. reg may be nil.
+func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.Logger, reg prometheus.Registerer) *Manager {
+	cfg.setDefaults()
+	m := &Manager{
+		cfg: cfg, store: st, scheduler: s, peers: p, origins: o, log: log, tasks: map[blob.Digest]*task{},
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "damselfly_pull_bytes_total", Help: "Verified bytes that reached this node's store, by what they were read from.",
+		}, []string{"source"}),
+		alone: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "damselfly_origin_fallback_total", Help: "Reads of an origin that this node granted itself because no scheduler did.",
+		}),
+	}
+	for _, source := range []string{"origin", "seed", "peer"} {
+		m.bytes.WithLabelValues(source)
+	}
+	if reg != nil {
+		reg.MustRegister(m.bytes, m.alone)
+	}
+	return m
+}
+
+// Run lets tasks run until ctx ends, then ends them and waits for them.
+func (m *Manager) Run(ctx context.Context) error {
+	m.mu.Lock()
+	m.ctx = ctx
+	m.mu.Unlock()
+	<-ctx.Done()
+	m.mu.Lock()
+	m.ctx = nil
+	for _, t := range m.tasks {
+		t.end(ErrClosed)
+	}
+	m.mu.Unlock()
+	m.running.Wait()
+	return ctx.Err()
+}
+
+// Waiting tells whether this node depends on a scheduler now: a client of it waits,
+// or it carries out leases.
+func (m *Manager) Waiting() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.tasks {
+		if t.clients > 0 || len(t.leases) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Credential returns the headers with which a client of this node asked for d.
+func (m *Manager) Credential(d blob.Digest) (http.Header, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, ok := m.tasks[d]
+	if !ok || t.clients == 0 {
+		return nil, false
+	}
+	return t.header.Clone(), true
+}
+
+// Dropped tells the scheduler that the store let go of pieces of a blob, and what
+// is left of it.
+func (m *Manager) Dropped(d blob.Digest) {
+	m.scheduler.Tell(control.Drop{Digest: d})
+	m.tell(d)
+}
+
+// start begins a task for b, which the task uses until it ends. The caller holds
+// mu.
+func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*task, error) {
+	if m.ctx == nil {
+		return nil, ErrClosed
+	}
+	ctx, end := context.WithCancelCause(m.ctx)
+	t := &task{
+		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1),
+		ref: ref, header: header, wanted: blob.NewBitmap(b.Layout().Pieces()),
+		leases: map[uint64]context.CancelCauseFunc{}, idle: time.Now(),
+	}
+	b.Acquire()
+	m.tasks[t.digest] = t
+	m.running.Go(func() { m.supervise(t) })
+	return t, nil
+}
+
+func (t *task) changed() {
+	select {
+	case t.poke <- struct{}{}:
+	default:
+	}
+}
+
+// supervise looks after a task until the blob is whole, the task fails, or
+// nobody needs it any more.
+func (m *Manager) supervise(t *task) {
+	// What a restart left of the blob is checked now, and told. Readers do not
+	// wait for it: they check what they need.
+	if t.blob.Verify(t.ctx) == nil {
+		m.tellBlob(t.blob, !t.blob.Sealed())
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-t.ctx.Done():
+			m.finish(t)
+			return
+		case <-t.poke:
+		case <-timer.C:
+		}
+		m.mu.Lock()
+		timer.Reset(m.step(t, time.Now()))
+		m.mu.Unlock()
+	}
+}
+
+// step does what a task needs now and returns when to look again. The caller
+// holds mu.
+func (m *Manager) step(t *task, now time.Time) time.Duration {
+	const later = time.Minute
+	switch {
+	case t.blob.Sealed():
+		t.end(errDone)
+		return later
+	case t.clients == 0 && len(t.leases) == 0 && now.Sub(t.idle) >= m.linger(t):
+		t.end(errNoClient)
+		return later
+	case t.clients == 0 || t.alone != nil || m.served(t):
+		return m.linger(t)
+	}
+	patience := m.cfg.Patience
+	if t.answered {
+		patience = m.cfg.Stall
+	}
+	due := t.asked.Add(patience)
+	if m.scheduler.Joined() && !t.refused && (now.Before(due) || len(t.leases) > 0) {
+		return max(due.Sub(now), time.Millisecond)
+	}
+	m.readAlone(t)
+	return later
+}
+
+// linger is how long a task without a client goes on: a seed's tasks, which
+// never had one, end with their leases.
+func (m *Manager) linger(t *task) time.Duration {
+	if m.cfg.Seed && t.wanted.Count() == 0 {
+		return time.Second
+	}
+	return m.cfg.Linger
+}
+
+// served tells whether every piece that clients want is here.
+func (m *Manager) served(t *task) bool {
+	if t.all {
+		return false
+	}
+	for _, r := range t.wanted.Runs() {
+		if len(t.blob.Missing(r)) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// finish takes an ended task away.
+func (m *Manager) finish(t *task) {
+	cause := context.Cause(t.ctx)
+	m.mu.Lock()
+	if m.tasks[t.digest] == t { // else another task has come after it
+		delete(m.tasks, t.digest)
+		if t.wanted.Count() > 0 && !errors.Is(cause, errDone) {
+			m.scheduler.Tell(control.Unwant{Digest: t.digest})
+		}
+	}
+	m.mu.Unlock()
+	if !errors.Is(cause, errDone) && !errors.Is(cause, errNoClient) && !errors.Is(cause, ErrClosed) && !errors.Is(cause, context.Canceled) {
+		m.log.Warn("a blob could not be made whole", zap.Stringer("digest", t.digest), zap.Error(cause))
+	}
+	t.blob.Release()
+}
+
+// want tells the scheduler what t waits for. The caller holds mu.
+func (m *Manager) want(t *task) {
+	t.asked, t.answered, t.refused = time.Now(), false, false
+	w := control.Want{Digest: t.digest, Size: t.blob.Size(), Origin: wireOrigin(t.ref, private(t.header))}
+	if !t.all {
+		w.Runs = t.wanted.Runs()
+	}
+	m.scheduler.Tell(w)
+	t.changed()
+}
+
+// private tells whether a client's header holds more than any client's would, so
+// that a seed should ask for it.
+func private(h http.Header) bool {
+	for name := range h {
+		switch name {
+		case "Accept", "User-Agent", "Damselfly-Via":
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+func wireOrigin(ref origin.Ref, private bool) *damselflyv1.Origin {
+	o := &damselflyv1.Origin{Registry: ref.Registry, Repository: ref.Repository, Url: ref.URL, Private: private}
+	switch ref.Kind {
+	case origin.KindManifest:
+		o.Kind = damselflyv1.Origin_KIND_MANIFEST
+	case origin.KindURL:
+		o.Kind = damselflyv1.Origin_KIND_URL
+	default:
+		o.Kind = damselflyv1.Origin_KIND_BLOB
+	}
+	return o
+}
+
+func refOf(o *damselflyv1.Origin, d blob.Digest) origin.Ref {
+	ref := origin.Ref{Kind: origin.KindBlob, Registry: o.GetRegistry(), Repository: o.GetRepository(), Reference: d.String(), URL: o.GetUrl()}
+	switch o.GetKind() {
+	case damselflyv1.Origin_KIND_MANIFEST:
+		ref.Kind = origin.KindManifest
+	case damselflyv1.Origin_KIND_URL:
+		ref.Kind = origin.KindURL
+	}
+	return ref
+}
