@@ -1,0 +1,34 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/node"
+)
+
+// newDaemonCommand runs the node daemon: a mirror and proxy for the container
+// runtimes of this machine that exchanges pieces with other nodes.
+func newDaemonCommand() *cobra.Command {
+	return node.Command(&cobra.Command{
+		Use:   "daemon",
+		Short: "Run the node daemon: a registry mirror that shares what it pulls",
+		Long: `daemon serves container runtimes on this machine as a registry mirror and
+fetches what they pull from the other nodes of the cluster, so that the
+registry sends each layer once.
+
+Without a scheduler it works by itself, as a cache in front of the registries.
+Settings come from flags, else from DAMSELFLY_* variables, else from the
+configuration file: 'dfget daemon config defaults' prints a file with every
+setting explained.`,
+		Example: `  # A node of a cluster
+  dfget daemon --scheduler scheduler.example.com:65000 --join-token-file node.token
+
+  # A cache for this machine alone
+  dfget daemon --data-dir /tmp/damselfly
+
+  # containerd: /etc/containerd/certs.d/_default/hosts.toml
+  [host."http://127.0.0.1:65001"]
+    capabilities = ["pull", "resolve"]`,
+	}, identity.RoleNode, node.DefaultConfig, "/etc/damselfly/node.yaml")
+}

@@ -1,0 +1,211 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/peer"
+	"github.com/damselfly-p2p/damselfly/pkg/task"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// link is a node's part in its cluster. Until the node has joined it tells
+// nobody and reads from nobody, so that clients are served from the first moment.
+type link struct {
+	joined atomic.Pointer[joined]
+}
+
+type joined struct {
+	control *control.Client
+	peers   *peer.Client
+}
+
+var errNotJoined = errors.New("this node has not joined its cluster yet")
+
+// Tell implements task.Scheduler.
+func (l *link) Tell(e control.Event) {
+	if j := l.joined.Load(); j != nil {
+		j.control.Tell(e)
+	}
+}
+
+// Joined implements task.Scheduler.
+func (l *link) Joined() bool {
+	j := l.joined.Load()
+	return j != nil && j.control.Joined()
+}
+
+// Read implements task.Peers.
+func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, put func(i int, piece []byte) error) (identity.Role, error) {
+	j := l.joined.Load()
+	if j == nil {
+		return "", errNotJoined
+	}
+	return j.peers.Read(ctx, h, d, layout, run, put)
+}
+
+// Credential implements task.Peers.
+func (l *link) Credential(ctx context.Context, h peer.Holder, d blob.Digest) (http.Header, error) {
+	j := l.joined.Load()
+	if j == nil {
+		return nil, errNotJoined
+	}
+	return j.peers.Credential(ctx, h, d)
+}
+
+// member runs a node's part in its cluster: it joins, serves the Peer service
+// and attends the scheduler.
+type member struct {
+	cfg      Config
+	role     identity.Role
+	link     *link
+	tasks    *task.Manager
+	blobs    peer.Blobs
+	listener net.Listener
+	log      *zap.Logger
+	reg      prometheus.Registerer
+}
+
+func (m *member) run(ctx context.Context) error {
+	id, err := m.join(ctx)
+	if err != nil {
+		return err
+	}
+	m.log.Info("joined the cluster", zap.String("node", id.ID()), zap.String("role", string(id.Peer().Role)))
+	address, err := m.advertise(ctx)
+	if err != nil {
+		return err
+	}
+
+	cc, err := grpc.NewClient("dns:///"+m.cfg.Scheduler,
+		grpc.WithTransportCredentials(id.ClientCredentials(identity.Expect{Roles: []identity.Role{identity.RoleScheduler}})),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(),
+	)
+	if err != nil {
+		return fmt.Errorf("scheduler %s: %w", m.cfg.Scheduler, err)
+	}
+	defer func() { _ = cc.Close() }() // every call on it has ended
+	peers := peer.NewClient(id)
+	defer func() { _ = peers.Close() }()
+	attend := &damselflyv1.Attend{
+		Address: address, UploadSlots: uint32(m.cfg.Peer.UploadSlots), DownloadSlots: uint32(m.cfg.Peer.DownloadSlots),
+		Region: m.cfg.Topology.Region, Zone: m.cfg.Topology.Zone, Rack: m.cfg.Topology.Rack,
+		Release: config.ReadBuild().Version,
+	}
+	client := control.New(damselflyv1.NewSchedulerClient(cc), attend, m.tasks.Waiting, m.log.Named("control"))
+	m.link.joined.Store(&joined{control: client, peers: peers})
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return client.Run(ctx, m.tasks) })
+	g.Go(func() error { return m.serve(ctx, id) })
+	return g.Wait()
+}
+
+// join gets the node's identity, trying for as long as it takes: a scheduler
+// that is not there yet is no reason to keep clients waiting.
+func (m *member) join(ctx context.Context) (*identity.Identity, error) {
+	wait := 200 * time.Millisecond
+	for {
+		token, err := m.token()
+		if err == nil {
+			var id *identity.Identity
+			id, err = identity.Join(ctx, filepath.Join(m.cfg.DataDir, "identity"), m.cfg.Scheduler, token,
+				identity.Options{Log: m.log.Named("identity"), Registerer: m.reg, Role: m.role})
+			if err == nil {
+				return id, nil
+			}
+			if errors.Is(err, identity.ErrWrongRole) {
+				return nil, err // another try would use up the token
+			}
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		m.log.Warn("not joined yet; clients are served from the origin meanwhile", zap.Error(err), zap.Duration("again", wait))
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 10*time.Second)
+	}
+}
+
+func (m *member) token() (string, error) {
+	if m.cfg.TokenFile == "" {
+		return m.cfg.JoinToken.Reveal(), nil
+	}
+	raw, err := os.ReadFile(m.cfg.TokenFile)
+	if err != nil {
+		return "", fmt.Errorf("join token: %w; write the output of 'scheduler token create' there, readable by this user", err)
+	}
+	return string(raw), nil
+}
+
+// advertise is the host:port under which other nodes reach this one.
+func (m *member) advertise(ctx context.Context) (string, error) {
+	listen := m.listener.Addr().(*net.TCPAddr)
+	port := fmt.Sprint(listen.Port)
+	if a := m.cfg.Peer.Advertise; a != "" {
+		if _, _, err := net.SplitHostPort(a); err == nil {
+			return a, nil
+		}
+		return net.JoinHostPort(a, port), nil
+	}
+	if !listen.IP.IsUnspecified() {
+		return listen.String(), nil
+	}
+	// No packet is sent: connecting a UDP socket only picks the route.
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", m.cfg.Scheduler)
+	if err != nil {
+		return "", fmt.Errorf("finding this machine's address towards the scheduler: %w; set peer.advertise", err)
+	}
+	defer func() { _ = conn.Close() }() // nothing was written
+	return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
+}
+
+// serve answers other nodes until ctx ends, then lets running reads finish.
+func (m *member) serve(ctx context.Context, id *identity.Identity) error {
+	table := identity.MethodRoles()
+	// A scheduler counts a slot as free when the receiver says so, a moment
+	// before the holder has closed the stream: the limit leaves room for that.
+	srv := grpc.NewServer(append(peer.ServerOptions(),
+		grpc.Creds(id.ServerCredentials()),
+		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)),
+		grpc.StreamInterceptor(identity.StreamInterceptor(table)),
+	)...)
+	damselflyv1.RegisterPeerServer(srv, peer.NewServer(m.blobs, m.tasks, 2*m.cfg.Peer.UploadSlots, m.reg))
+	drained := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(drained)
+		force := time.AfterFunc(m.cfg.Grace, srv.Stop)
+		defer force.Stop()
+		srv.GracefulStop()
+	})
+	err := srv.Serve(m.listener)
+	if stop() {
+		return fmt.Errorf("serving other nodes at %s: %w", m.listener.Addr(), err)
+	}
+	<-drained
+	return ctx.Err()
+}

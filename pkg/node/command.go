@@ -1,0 +1,52 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+)
+
+// Command fills in c, whose use and help texts are set, so that it runs a node or
+// a seed: --config and a flag for each setting of Config, the sub-command
+// config, and RunE. defaults and defaultFile are what holds where the user says
+// nothing.
+func Command(c *cobra.Command, role identity.Role, defaults func() Config, defaultFile string) *cobra.Command {
+	flags := c.PersistentFlags()
+	file := flags.String("config", "", "configuration file, YAML (default "+defaultFile+" if it exists)")
+	bound := defaults()
+	if err := config.Bind(flags, &bound); err != nil {
+		panic(err) // the struct tags of Config are wrong
+	}
+	options := func() config.Options {
+		return config.Options{File: *file, DefaultFile: defaultFile, Env: os.Environ(), Flags: flags}
+	}
+	c.Args = cobra.NoArgs
+	c.AddCommand(config.Command(func() any { d := defaults(); return &d }, options))
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg := defaults()
+		loaded, err := config.Load(&cfg, options())
+		if err != nil {
+			return err
+		}
+		log, err := config.NewLogger(cfg.Log, c.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
+		for _, warning := range loaded.Warnings {
+			log.Warn("configuration", zap.String("warning", warning))
+		}
+		err = config.RunUntilSignal(c.Context(), func(ctx context.Context) error { return Run(ctx, cfg, role, log) })
+		if err != nil {
+			return fmt.Errorf("%s: %w", role, err)
+		}
+		return nil
+	}
+	return c
+}

@@ -1,0 +1,114 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/proxy"
+)
+
+// Config is everything that a node or a seed can be told. DefaultConfig holds
+// values that work on one machine.
+type Config struct {
+	DataDir   string           `yaml:"dataDir" doc:"Directory for the node's key, its certificate and the store. One node uses it at a time. Put it on the disk that has room for images; losing it costs a new join and the cached blobs, nothing else."`
+	Scheduler string           `yaml:"scheduler" doc:"host:port of the scheduler. Empty: this node works by itself, as a cache in front of the registries, and exchanges nothing."`
+	JoinToken config.Redacted  `yaml:"joinToken" doc:"Join token from 'scheduler token create', needed once: the certificate that it buys renews itself. Better kept in a file, see joinTokenFile."`
+	TokenFile string           `yaml:"joinTokenFile" doc:"File with the join token. Read at each start, and again when the node must join anew."`
+	Mirror    MirrorConfig     `yaml:"mirror" doc:"Where container runtimes find this node as a registry mirror."`
+	Proxy     ProxyConfig      `yaml:"proxy" doc:"The HTTP proxy face, and how all faces treat their clients."`
+	Peer      PeerConfig       `yaml:"peer" doc:"The exchange of pieces with other nodes."`
+	Store     StoreConfig      `yaml:"store" doc:"How much of the disk blobs may take."`
+	Topology  TopologyConfig   `yaml:"topology" doc:"Where this node stands, so that pieces come from near."`
+	Origin    origin.Config    `yaml:"origin" doc:"How registries and other servers are reached."`
+	Log       config.Log       `yaml:"log" doc:"What is logged, and how."`
+	Ops       config.OpsConfig `yaml:"ops" doc:"Where operators see how this node is."`
+	Grace     config.Duration  `yaml:"grace" doc:"How long a stopping node lets running responses and uploads finish. Shorter restarts faster and makes clients resume elsewhere."`
+}
+
+// MirrorConfig says where the registry face listens.
+type MirrorConfig struct {
+	Listen    string `yaml:"listen" doc:"Address of the registry mirror for containerd, CRI-O and podman. Keep it on loopback: whoever reaches it can pull what this node may pull without a credential. Empty turns it off."`
+	DockerHub string `yaml:"dockerHubListen" doc:"Address of a second mirror face that stands for Docker Hub alone, for dockerd's registry-mirrors. Empty turns it off."`
+}
+
+// ProxyConfig says where the HTTP proxy face listens, and how all faces behave.
+type ProxyConfig struct {
+	Listen       string `yaml:"listen" doc:"Address of the HTTP(S) proxy face for dockerd's HTTPS_PROXY. Keep it on loopback. Empty turns it off."`
+	proxy.Config `yaml:",inline"`
+}
+
+// PeerConfig says how other nodes reach this one and how much it gives them.
+type PeerConfig struct {
+	Listen        string `yaml:"listen" doc:"Address of the piece exchange with other nodes. They must be able to reach it; they need a certificate of this cluster."`
+	Advertise     string `yaml:"advertise" doc:"host or host:port that other nodes use for it. Empty: the address that this machine uses towards the scheduler, with the port of listen."`
+	UploadSlots   int    `yaml:"uploadSlots" doc:"Runs of pieces sent to other nodes at a time. Two keep a line full; more make every transfer slower."`
+	DownloadSlots int    `yaml:"downloadSlots" doc:"Runs of pieces fetched at a time. Two keep a line full."`
+}
+
+// StoreConfig bounds the store.
+type StoreConfig struct {
+	MaxBytes config.Bytes `yaml:"maxBytes" doc:"Most bytes of blobs kept; the least recently used go first. 0 means no limit but the disk's."`
+}
+
+// TopologyConfig says where this node stands. Pieces come from near nodes first.
+type TopologyConfig struct {
+	Region string `yaml:"region" doc:"Region of this node, such as eu-west-1. Names are compared, nothing else."`
+	Zone   string `yaml:"zone" doc:"Zone within the region."`
+	Rack   string `yaml:"rack" doc:"Rack within the zone."`
+}
+
+// DefaultConfig is a node's configuration where nothing else is said.
+func DefaultConfig() Config {
+	return Config{
+		DataDir: "/var/lib/damselfly",
+		Mirror:  MirrorConfig{Listen: "127.0.0.1:65001"},
+		Peer:    PeerConfig{Listen: ":65010", UploadSlots: 2, DownloadSlots: 2},
+		Origin:  origin.DefaultConfig(),
+		Log:     config.DefaultLog(),
+		Ops:     config.OpsConfig{Listen: "127.0.0.1:65011"},
+		Grace:   30e9,
+	}
+}
+
+// DefaultSeedConfig is a seed's: it has no clients of its own and more to give.
+func DefaultSeedConfig() Config {
+	c := DefaultConfig()
+	c.DataDir = "/var/lib/damselfly-seed"
+	c.Mirror.Listen = ""
+	c.Peer.Listen = ":65020"
+	c.Peer.UploadSlots, c.Peer.DownloadSlots = 4, 8
+	c.Ops.Listen = "127.0.0.1:65021"
+	return c
+}
+
+// Validate says what is wrong with c, and what to do.
+func (c Config) Validate() error {
+	var errs []error
+	if c.DataDir == "" {
+		errs = append(errs, errors.New("dataDir is empty; name a directory that this process may write"))
+	}
+	if c.Scheduler != "" {
+		if _, port, err := net.SplitHostPort(c.Scheduler); err != nil || port == "" {
+			errs = append(errs, fmt.Errorf("scheduler %q is no host:port, such as scheduler.example.com:65000", c.Scheduler))
+		}
+	}
+	if c.JoinToken != "" && c.TokenFile != "" {
+		errs = append(errs, errors.New("joinToken and joinTokenFile are both set; keep one"))
+	}
+	if c.Scheduler != "" && c.Peer.Listen == "" {
+		errs = append(errs, errors.New("peer.listen is empty although a scheduler is set; other nodes need it to read from this one"))
+	}
+	if c.Peer.UploadSlots < 0 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
+		errs = append(errs, errors.New("peer.uploadSlots must be 0 to 1024 and peer.downloadSlots 1 to 1024"))
+	}
+	if len(c.Proxy.Intercept) > 0 && c.Proxy.Listen == "" {
+		errs = append(errs, errors.New("proxy.intercept is set but proxy.listen is not; set it, such as 127.0.0.1:65003"))
+	}
+	if c.Grace < 0 {
+		errs = append(errs, errors.New("grace is below zero"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,236 @@
+// Package node builds a node, or a seed, from its configuration and runs it: the
+// store, the tasks, the faces for clients, the Peer service for other nodes and
+// the stream to the scheduler. It is the only wiring; it moves no bytes itself.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/proxy"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+	"github.com/damselfly-p2p/damselfly/pkg/task"
+)
+
+// face is one listening HTTP server of a node.
+type face struct {
+	name     string
+	listener net.Listener
+	handler  http.Handler
+}
+
+// node is what Run builds before anything runs.
+type node struct {
+	cfg     Config
+	log     *zap.Logger
+	store   *store.Store
+	origins *origin.Client
+	tasks   *task.Manager
+	proxy   *proxy.Proxy
+	faces   []face
+	ops     *config.Ops
+	part    *member // nil: works by itself
+}
+
+// Run runs a node, or a seed when role says so, until ctx ends, and then drains:
+// faces stop taking requests and finish those that run within cfg.Grace, then the
+// node leaves its cluster. It returns nil after that, or what stopped it: an
+// address in use, a store that another process holds, a directory that it may
+// not write.
+func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (err error) {
+	n, err := build(ctx, cfg, role, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		n.origins.Close()
+		err = errors.Join(err, n.store.Close())
+	}()
+
+	// The inner parts outlive the faces: what a client is still reading keeps
+	// coming while the faces drain.
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	parts, inner := errgroup.WithContext(inner)
+	parts.Go(func() error { return n.tasks.Run(inner) })
+	parts.Go(func() error { return n.ops.Run(inner) })
+	if n.part != nil {
+		parts.Go(func() error { return n.part.run(inner) })
+	}
+	faces, outer := errgroup.WithContext(ctx)
+	for _, f := range n.faces {
+		faces.Go(func() error { return n.serve(outer, inner, f) })
+	}
+	faces.Go(func() error { // a part that fails takes the faces along
+		select {
+		case <-outer.Done():
+			return nil
+		case <-inner.Done():
+			return context.Cause(inner)
+		}
+	})
+	n.log.Info("serving", zap.String("role", string(role)), zap.String("release", config.ReadBuild().String()))
+	faceErr := faces.Wait()
+	closeErr := n.proxy.Close()
+	stop()
+	partErr := parts.Wait()
+	if ctx.Err() == nil && errors.Is(faceErr, context.Canceled) {
+		faceErr = nil // a part failed first
+	}
+	return errors.Join(ignoreCanceled(faceErr), closeErr, ignoreCanceled(partErr))
+}
+
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (_ *node, err error) {
+	n := &node{cfg: cfg, log: log}
+	component := "node"
+	if role == identity.RoleSeed {
+		component = "seed"
+	}
+	reg := config.NewRegistry(component)
+	l := &link{}
+	var tasks *task.Manager
+	n.store, err = store.Open(store.Config{
+		Dir: filepath.Join(cfg.DataDir, "store"), MaxBytes: int64(cfg.Store.MaxBytes), Registerer: reg,
+		OnDrop: func(d blob.Digest) { tasks.Dropped(d) },
+	}, log.Named("store"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.store.Close(), n.closeListeners())
+		}
+	}()
+	origins, err := origin.New(cfg.Origin, log.Named("origin"), reg)
+	if err != nil {
+		return nil, err
+	}
+	n.origins = origins
+	tasks = task.New(task.Config{Seed: role == identity.RoleSeed}, n.store, l, l, origins, log.Named("task"), reg)
+	n.tasks = tasks
+	if err := n.listenFaces(ctx, origins, reg); err != nil {
+		return nil, err
+	}
+	n.ops = config.NewOps(cfg.Ops, reg, log.Named("ops"))
+	if _, err := n.ops.Listen(ctx); err != nil {
+		return nil, err
+	}
+	if cfg.Scheduler == "" {
+		return n, nil
+	}
+	listener, err := config.Listen(ctx, cfg.Peer.Listen, "--peer-listen")
+	if err != nil {
+		return nil, err
+	}
+	n.part = &member{cfg: cfg, role: role, link: l, tasks: tasks, blobs: n.store, listener: listener, log: log, reg: reg}
+	n.ops.Ready("scheduler", func(context.Context) error {
+		if !l.Joined() {
+			return fmt.Errorf("no scheduler answers at %s; pulls are served from the origin meanwhile", cfg.Scheduler)
+		}
+		return nil
+	})
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "damselfly_scheduler_joined", Help: "1 while a scheduler answers this node.",
+	}, func() float64 {
+		if l.Joined() {
+			return 1
+		}
+		return 0
+	}))
+	return n, nil
+}
+
+// listenFaces opens the faces that the configuration turns on.
+func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prometheus.Registerer) error {
+	pc := n.cfg.Proxy.Config
+	if n.cfg.Proxy.Listen != "" && pc.CADir == "" {
+		pc.CADir = filepath.Join(n.cfg.DataDir, "proxy-ca")
+	}
+	pc.Dial = origins.Dial
+	pc.Solver = origins.Solver()
+	p, err := proxy.New(pc, opener{n.tasks}, origins, n.log.Named("proxy"), reg)
+	if err != nil {
+		return err
+	}
+	n.proxy = p
+	for _, f := range []struct {
+		name, addr, setting string
+		handler             func() http.Handler
+	}{
+		{"mirror", n.cfg.Mirror.Listen, "--mirror-listen", func() http.Handler { return p.Registry("") }},
+		{"dockerhub", n.cfg.Mirror.DockerHub, "--mirror-docker-hub-listen", func() http.Handler { return p.Registry("docker.io") }},
+		{"proxy", n.cfg.Proxy.Listen, "--proxy-listen", p.ForwardProxy},
+	} {
+		if f.addr == "" {
+			continue
+		}
+		listener, err := config.Listen(ctx, f.addr, f.setting)
+		if err != nil {
+			return err
+		}
+		n.faces = append(n.faces, face{name: f.name, listener: listener, handler: f.handler()})
+		n.log.Info("listening", zap.String("face", f.name), zap.Stringer("address", listener.Addr()))
+	}
+	return nil
+}
+
+func (n *node) closeListeners() error {
+	var errs []error
+	for _, f := range n.faces {
+		errs = append(errs, f.listener.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// opener lets the proxy open blobs without knowing the tasks.
+type opener struct{ tasks *task.Manager }
+
+// Open implements proxy.Tasks.
+func (o opener) Open(ctx context.Context, req proxy.Request) (proxy.Handle, error) {
+	h, err := o.tasks.Open(ctx, task.Request(req))
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// serve runs a face until ctx ends, then lets running requests finish. Requests
+// see the end of inner, not of ctx.
+func (n *node) serve(ctx, inner context.Context, f face) error {
+	srv := n.proxy.Server(f.handler)
+	srv.BaseContext = func(net.Listener) context.Context { return inner }
+	drained := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(inner, n.cfg.Grace)
+		defer cancel()
+		if err := srv.Shutdown(grace); err != nil {
+			drained <- srv.Close() // the grace is over: clients resume elsewhere
+			return
+		}
+		drained <- nil
+	})
+	err := srv.Serve(f.listener)
+	if stop() {
+		return fmt.Errorf("serving %s at %s: %w", f.name, f.listener.Addr(), err)
+	}
+	return <-drained
+}

@@ -1,0 +1,205 @@
+package node_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/node"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// registry serves one blob of a public repository and counts its GETs.
+type registry struct {
+	*httptest.Server
+	data   []byte
+	digest blob.Digest
+	gets   atomic.Int64
+}
+
+func newRegistry(t *testing.T) *registry {
+	t.Helper()
+	r := &registry{data: make([]byte, 3<<20)}
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(r.data)
+	r.digest = blob.FromBytes(r.data)
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path != "/v2/app/blobs/"+r.digest.String() {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		if q.Method == http.MethodGet {
+			r.gets.Add(1)
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(r.data)))
+		_, _ = w.Write(r.data)
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func testConfig(t *testing.T, r *registry) node.Config {
+	t.Helper()
+	c := node.DefaultConfig()
+	c.DataDir = t.TempDir()
+	c.Mirror.Listen = freeAddress(t)
+	c.Ops.Listen = ""
+	c.Origin.Hosts = []origin.Host{{Name: "registry.test", Endpoint: r.URL}}
+	return c
+}
+
+// run runs a node until the test ends and checks that it drains without error.
+func run(t *testing.T, cfg node.Config) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- node.Run(ctx, cfg, identity.RoleNode, zap.NewNop()) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run ended with %v", err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+	})
+	for {
+		res, err := http.Get("http://" + cfg.Mirror.Listen + "/v2/")
+		if err == nil {
+			_ = res.Body.Close()
+			return
+		}
+		select {
+		case err := <-done:
+			done <- err
+			t.Fatal(err)
+		default:
+		}
+	}
+}
+
+func get(t *testing.T, cfg node.Config, path string) (int, []byte) {
+	t.Helper()
+	res, err := http.Get("http://" + cfg.Mirror.Listen + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, body
+}
+
+// A node without a cluster is a cache; so is one whose scheduler is not there.
+func TestNodeServesWithoutACluster(t *testing.T) {
+	for name, scheduler := range map[string]string{"alone": "", "scheduler gone": "127.0.0.1:1"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t)
+			cfg := testConfig(t, r)
+			cfg.Scheduler, cfg.JoinToken = scheduler, "dmf1.nonsense"
+			cfg.Peer.Listen = "127.0.0.1:0"
+			run(t, cfg)
+			for range 3 {
+				code, body := get(t, cfg, "/v2/app/blobs/"+r.digest.String()+"?ns=registry.test")
+				if code != http.StatusOK || !bytes.Equal(body, r.data) {
+					t.Fatalf("status %d and %d bytes", code, len(body))
+				}
+			}
+			if n := r.gets.Load(); n != 1 {
+				t.Errorf("three pulls cost %d reads of the origin", n)
+			}
+			if code, body := get(t, cfg, "/v2/app/blobs/sha256:zz?ns=registry.test"); code != http.StatusBadRequest || !strings.Contains(string(body), "DIGEST_INVALID") {
+				t.Errorf("a malformed digest got %d %s", code, body)
+			}
+		})
+	}
+}
+
+func TestSecondNodeOnTheSameStoreIsRefused(t *testing.T) {
+	cfg := testConfig(t, newRegistry(t))
+	run(t, cfg)
+	second := cfg
+	second.Mirror.Listen = freeAddress(t)
+	if err := node.Run(t.Context(), second, identity.RoleNode, zap.NewNop()); !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), cfg.DataDir) {
+		t.Errorf("the second node got %v", err)
+	}
+}
+
+func TestAddressInUseNamesAddressAndSetting(t *testing.T) {
+	cfg := testConfig(t, newRegistry(t))
+	taken, err := net.Listen("tcp", cfg.Mirror.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	err = node.Run(t.Context(), cfg, identity.RoleNode, zap.NewNop())
+	if err == nil || !strings.Contains(err.Error(), cfg.Mirror.Listen) || !strings.Contains(err.Error(), "--mirror-listen") {
+		t.Errorf("got %v", err)
+	}
+	// Nothing is left behind: the store can be opened again.
+	st, err := store.Open(store.Config{Dir: cfg.DataDir + "/store"}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := st.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConfigValidation(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(*node.Config)
+		want  string
+	}{
+		"no directory": {func(c *node.Config) { c.DataDir = "" }, "dataDir"},
+		"scheduler":    {func(c *node.Config) { c.Scheduler = "nowhere" }, `"nowhere"`},
+		"two tokens":   {func(c *node.Config) { c.JoinToken, c.TokenFile = "a", "b" }, "joinTokenFile"},
+		"slots":        {func(c *node.Config) { c.Peer.DownloadSlots = 0 }, "downloadSlots"},
+		"intercept":    {func(c *node.Config) { c.Proxy.Intercept = []string{"ghcr.io"} }, "proxy.listen"},
+		"grace":        {func(c *node.Config) { c.Grace = -1 }, "grace"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := node.DefaultConfig()
+			c.spoil(&cfg)
+			if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want an error that names %s", err, c.want)
+			}
+		})
+	}
+	for name, c := range map[string]node.Config{"node": node.DefaultConfig(), "seed": node.DefaultSeedConfig()} {
+		if err := c.Validate(); err != nil {
+			t.Errorf("the default of a %s: %v", name, err)
+		}
+		missing, err := config.Undocumented(&c)
+		if err != nil || len(missing) > 0 {
+			t.Errorf("settings without documentation: %v %v", missing, err)
+		}
+	}
+}

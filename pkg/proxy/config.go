@@ -1,0 +1,167 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+)
+
+// Config says how the faces behave. The zero Config is a registry face with the
+// defaults below and no forward proxy.
+type Config struct {
+	// DefaultRegistry is meant by requests of the main face that name no registry.
+	// Default docker.io.
+	DefaultRegistry string `yaml:"defaultRegistry" doc:"registry of requests that name none"`
+
+	// Intercept lists the registry hosts that the forward proxy serves itself, over
+	// TLS with a certificate of its own CA: "ghcr.io" (ports 443 and 80),
+	// "registry.example.com:5000" (that port), "*.example.com" (any host below it).
+	// Every other host is tunnelled unread.
+	Intercept []string `yaml:"intercept" doc:"registry hosts that the forward proxy serves from the cluster; others are tunnelled"`
+	// CADir is the directory of the forward proxy's CA. It is made when missing.
+	// Empty: there is no forward proxy.
+	CADir string `yaml:"caDir" doc:"directory of the forward proxy's CA; empty = no forward proxy"`
+	// Dial opens the connections of tunnels and of plain HTTP requests that are not
+	// for a registry. It must refuse addresses that clients may not reach through
+	// this node: loopback, link-local, metadata. Needed with CADir.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
+
+	// TLS, if set, is how intercepted hosts are verified when a path outside of the
+	// registry API is passed on to them, such as their token realm. Default: by the
+	// system's certificates.
+	TLS *tls.Config `yaml:"-"`
+
+	// Solver, if set, takes the place of the Upstream for requests that name their
+	// registry by path prefix and carry no Authorization. Their clients (podman,
+	// CRI-O, rewritten image names) pinged a face that did not know the registry
+	// yet and so gave no challenge; they never answer a later one. A Solver that
+	// fetches anonymous tokens lets them read what is public.
+	Solver Upstream `yaml:"-"`
+
+	// TagTTL is how long the digest of a tag is believed, per credential. Longer
+	// spares the origin a HEAD, shorter notices a moved tag sooner. Default 10 s;
+	// below zero: never.
+	TagTTL time.Duration `yaml:"tagTTL" doc:"how long a tag's digest is believed, per credential"`
+	// GrantTTL is how long an origin's permission is believed, per credential and
+	// digest; an expiring token ends it sooner. A revoked right works that long.
+	// Default 5 min.
+	GrantTTL time.Duration `yaml:"grantTTL" doc:"how long an origin's permission for a digest is believed, per credential"`
+	// DenyTTL is how long an origin's refusal (401, 403, 404) is repeated to the
+	// credential that got it without asking again. Default 5 s; below zero: never.
+	DenyTTL time.Duration `yaml:"denyTTL" doc:"how long an origin's refusal is repeated to the same credential"`
+	// GrantEntries bounds the permissions in memory, about 300 bytes each; the least
+	// used are dropped and cost a HEAD when they are needed again. Default 32768.
+	GrantEntries int `yaml:"grantEntries" doc:"most permissions kept in memory"`
+
+	// HeaderWait is how long a blob's headers wait for its first byte. Until then an
+	// error is a proper status and the client can go elsewhere; afterwards it is a
+	// short body. Default 3 s.
+	HeaderWait time.Duration `yaml:"headerWait" doc:"longest wait for a blob's first byte before its headers are sent"`
+	// OriginTimeout bounds one question to an origin (HEAD, tag, manifest) and the
+	// wait for a whole manifest. Default 20 s, which is
+	// below the patience of containerd.
+	OriginTimeout time.Duration `yaml:"originTimeout" doc:"longest wait for an origin's answer about a tag, a manifest or a permission"`
+	// WriteTimeout is how long a client may take nothing of a response until its
+	// connection is closed. Default 60 s.
+	WriteTimeout time.Duration `yaml:"writeTimeout" doc:"how long a client may read nothing before it is dropped"`
+}
+
+// DefaultConfig is the zero Config with its defaults spelled out.
+func DefaultConfig() Config { return Config{}.withDefaults() }
+
+// withDefaults is c with the defaults put in.
+func (c Config) withDefaults() Config {
+	setDefault(&c.DefaultRegistry, "docker.io")
+	setDefault(&c.TagTTL, 10*time.Second)
+	setDefault(&c.GrantTTL, 5*time.Minute)
+	setDefault(&c.DenyTTL, 5*time.Second)
+	setDefault(&c.GrantEntries, 32768)
+	setDefault(&c.HeaderWait, 3*time.Second)
+	setDefault(&c.OriginTimeout, 20*time.Second)
+	setDefault(&c.WriteTimeout, time.Minute)
+	return c
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Validate says what is wrong with c and how to mend it. It reads no file and
+// does not look at Dial, TLS and Solver, which no user sets.
+func (c Config) Validate() error {
+	if c.DefaultRegistry != "" {
+		if _, err := origin.ParseRegistry(c.DefaultRegistry); err != nil {
+			return fmt.Errorf("proxy.defaultRegistry: %w", err)
+		}
+	}
+	if _, err := parseHosts(c.Intercept); err != nil {
+		return err
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"grantTTL", c.GrantTTL}, {"headerWait", c.HeaderWait}, {"originTimeout", c.OriginTimeout}, {"writeTimeout", c.WriteTimeout},
+	} {
+		if d.value < 0 {
+			return fmt.Errorf("proxy.%s: %s is below zero; leave it out for the default", d.name, d.value)
+		}
+	}
+	if c.GrantEntries < 0 {
+		return fmt.Errorf("proxy.grantEntries: %d is below zero; leave it out for the default", c.GrantEntries)
+	}
+	return nil
+}
+
+// hostSet is the parsed form of Config.Intercept.
+type hostSet struct {
+	exact    map[string]bool // host, or host:port
+	suffixes []string        // ".example.com"
+}
+
+func parseHosts(list []string) (hostSet, error) {
+	set := hostSet{exact: map[string]bool{}}
+	for i, s := range list {
+		host, wild := strings.CutPrefix(s, "*.")
+		name, err := origin.ParseRegistry(host)
+		if err != nil {
+			return hostSet{}, fmt.Errorf("proxy.intercept[%d]: %w", i, err)
+		}
+		switch {
+		case wild && strings.Contains(host, ":"):
+			return hostSet{}, fmt.Errorf("proxy.intercept[%d]: %q: a pattern takes no port; list the hosts one by one", i, s)
+		case wild && !strings.Contains(host, "."):
+			return hostSet{}, fmt.Errorf("proxy.intercept[%d]: %q is too wide; name at least two labels, such as *.example.com", i, s)
+		case wild:
+			set.suffixes = append(set.suffixes, "."+strings.ToLower(host))
+		default:
+			set.exact[name] = true
+		}
+	}
+	return set, nil
+}
+
+// has tells whether the set holds a registry name, in the spelling of
+// origin.ParseRegistry and without its scheme's default port.
+func (s hostSet) has(name string) bool {
+	if s.exact[name] {
+		return true
+	}
+	if strings.Contains(name, ":") {
+		return false
+	}
+	for _, suffix := range s.suffixes {
+		if strings.HasSuffix(name, suffix) {
+			return true
+		}
+	}
+	return false
+}
