@@ -1,0 +1,216 @@
+package core
+
+import "testing"
+
+// checkState counts everything anew, the dumb way, and compares; and it looks
+// for receivers that wait although somebody could serve them.
+func checkState(t testing.TB, s *State) {
+	t.Helper()
+	for _, n := range s.nodes {
+		if n == nil {
+			continue
+		}
+		if len(n.up) > n.upSlots || len(n.down) > n.downSlots {
+			t.Fatalf("%s: %d of %d upload and %d of %d download slots", n.id, len(n.up), n.upSlots, len(n.down), n.downSlots)
+		}
+		if spare := !n.barred && len(n.up) < s.uploads(n); spare != n.spare {
+			t.Fatalf("%s: spare %v, want %v", n.id, n.spare, spare)
+		}
+		reading := 0
+		for i, l := range n.down {
+			if l.m.n != n || int(l.atDown) != i || l.id == 0 {
+				t.Fatalf("%s: lease %d is misplaced", n.id, l.id)
+			}
+			if l.host != nil {
+				reading++
+			}
+		}
+		if reading != n.reading {
+			t.Fatalf("%s: reading %d, want %d", n.id, n.reading, reading)
+		}
+		for i, l := range n.up {
+			if l.holder != n || int(l.atUp) != i {
+				t.Fatalf("%s: lease %d from it is misplaced", n.id, l.id)
+			}
+		}
+	}
+	if len(s.dirty)+len(s.touched)+len(s.loose) > 0 || s.unpark {
+		t.Fatal("work is left over")
+	}
+	for _, b := range s.swarms {
+		if b != nil {
+			checkSwarm(t, s, b)
+		}
+	}
+	running := 0
+	hosts := map[*host]int{}
+	for _, l := range s.leases.slots {
+		if l.id != 0 {
+			running++
+			if l.host != nil {
+				hosts[l.host]++
+			}
+		}
+	}
+	if running != s.leases.running {
+		t.Fatalf("%d leases run, counted %d", running, s.leases.running)
+	}
+	for h, n := range hosts {
+		if n != h.running || n > s.cfg.HostLeases || s.hosts[h.name] != h {
+			t.Fatalf("host %s: %d origin leases, counted %d, limit %d", h.name, n, h.running, s.cfg.HostLeases)
+		}
+	}
+}
+
+func checkSwarm(t testing.TB, s *State, b *swarm) {
+	t.Helper()
+	if len(b.members) == 0 {
+		t.Fatalf("%s: nobody is in it, yet it is known", b.digest)
+	}
+	for i, m := range b.members {
+		if m.b != b || int(m.atSwarm) != i || s.members[pair{m.n.handle, b.handle}] != m {
+			t.Fatalf("%s: %s is misplaced", b.digest, m.n.id)
+		}
+		if m.rx == nil && m.held == 0 && !m.tail && !m.revoked {
+			t.Fatalf("%s: %s neither holds nor wants", b.digest, m.n.id)
+		}
+		if m.have != nil && m.have.count() != m.held || m.full && m.held != b.n {
+			t.Fatalf("%s: %s holds %d, counted %d", b.digest, m.n.id, m.have.count(), m.held)
+		}
+	}
+	if b.active == nil {
+		return
+	}
+	if len(b.wanters) == 0 && b.running == 0 && s.now > b.idleSince+s.cfg.IdleTime+Second && b.idleSince > 0 {
+		t.Fatalf("%s: idle for long, yet active", b.digest)
+	}
+	checkCounts(t, b)
+	checkWaiting(t, s, b)
+}
+
+func checkCounts(t testing.TB, b *swarm) {
+	t.Helper()
+	full, fullSpare, running := 0, 0, 0
+	hold, copies, spare, need := make([]int32, b.n), make([]int32, b.n), make([]int32, b.n), make([]int32, b.n)
+	for _, m := range b.members {
+		if counted := m.held > 0 && !m.n.barred; counted != m.counted || m.offered != (counted && m.n.spare) {
+			t.Fatalf("%s: %s counted %v offered %v, want %v %v", b.digest, m.n.id, m.counted, m.offered, counted, counted && m.n.spare)
+		}
+		if m.counted && m.full {
+			full++
+			if m.offered {
+				fullSpare++
+			}
+		}
+		missing, lack := 0, 0
+		for p := range b.n {
+			if m.counted && !m.full && m.has(p) {
+				hold[p]++
+				copies[p]++
+				if m.offered {
+					spare[p]++
+				}
+			}
+			if m.rx == nil {
+				continue
+			}
+			if m.rx.pend.has(p) {
+				copies[p]++
+				if m.got(p) {
+					t.Fatalf("%s: %s has piece %d pending and got", b.digest, m.n.id, p)
+				}
+			}
+			if m.rx.wants(p) && !m.got(p) {
+				missing++
+				if !m.rx.pend.has(p) {
+					lack++
+					need[p]++
+				}
+			}
+		}
+		if m.rx != nil {
+			running += m.rx.leases
+			if m.rx.missing != missing || m.rx.lack != lack {
+				t.Fatalf("%s: %s misses %d lacks %d, counted %d %d", b.digest, m.n.id, missing, lack, m.rx.missing, m.rx.lack)
+			}
+			if m.rx.wanting && missing == 0 {
+				t.Fatalf("%s: %s wants nothing any more, and waits", b.digest, m.n.id)
+			}
+		}
+	}
+	if full != b.full || fullSpare != b.fullSpare || running != b.running {
+		t.Fatalf("%s: full %d spare %d running %d, counted %d %d %d", b.digest, full, fullSpare, running, b.full, b.fullSpare, b.running)
+	}
+	for p := range b.n {
+		if hold[p] != b.hold[p] || copies[p] != b.copies[p] || spare[p] != b.spare[p] || need[p] != b.need[p] ||
+			b.held.has(p) != (hold[p] > 0) || b.avail.has(p) != (spare[p] > 0) || b.needed.has(p) != (need[p] > 0) {
+			t.Fatalf("%s piece %d: hold %d copies %d spare %d need %d, counted %d %d %d %d", b.digest, p,
+				hold[p], copies[p], spare[p], need[p], b.hold[p], b.copies[p], b.spare[p], b.need[p])
+		}
+		if b.proved.has(p) != b.chain.Proves(p) || p < b.front != (p < b.n && provedUpTo(b, p)) {
+			t.Fatalf("%s piece %d: proved %v front %d", b.digest, p, b.proved.has(p), b.front)
+		}
+	}
+}
+
+func provedUpTo(b *swarm, p int) bool {
+	for q := range p + 1 {
+		if !b.chain.Proves(q) {
+			return false
+		}
+	}
+	return true
+}
+
+// checkWaiting looks for who waits for nothing.
+func checkWaiting(t testing.TB, s *State, b *swarm) {
+	t.Helper()
+	queued := 0
+	for m := b.queue.first(); m != nil; m = b.queue.after(m) {
+		queued++
+		if queued > len(b.members) {
+			t.Fatalf("%s: the queue is a circle", b.digest)
+		}
+	}
+	for _, m := range b.members {
+		rx := m.rx
+		if rx == nil {
+			continue
+		}
+		ready := rx.wanting && rx.lack > 0 && len(m.n.down) < m.n.downSlots && s.now >= rx.until
+		if ready != rx.queued && s.now != rx.until {
+			t.Fatalf("%s: %s ready %v, queued %v", b.digest, m.n.id, ready, rx.queued)
+		}
+		if rx.queued {
+			queued--
+		}
+		if !ready || !rx.queued {
+			continue
+		}
+		for _, h := range b.members {
+			if !h.offered || s.avoids(rx.avoids, h.n) {
+				continue
+			}
+			for p := range b.n {
+				if rx.wants(p) && !m.got(p) && !rx.pend.has(p) && h.has(p) && b.chain.Proves(p) {
+					t.Fatalf("%s: %s waits for piece %d, which %s could serve now", b.digest, m.n.id, p, h.n.id)
+				}
+			}
+		}
+	}
+	if queued != 0 {
+		t.Fatalf("%s: the queue has %d too many", b.digest, queued)
+	}
+	for p := range b.n {
+		if b.need[p] == 0 || b.reading.has(p) || b.holds(p) && b.proved.has(p) {
+			continue
+		}
+		_, timed := s.timers.first()
+		if b.reader == nil && b.asked == nil && !b.parked {
+			t.Fatalf("%s: piece %d is needed and nobody has it, yet nobody is to read it", b.digest, p)
+		}
+		if !timed && s.leases.running == 0 {
+			t.Fatalf("%s: piece %d waits for an origin, but nothing will wake it", b.digest, p)
+		}
+	}
+}

@@ -1,0 +1,377 @@
+package core
+
+import (
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
+// lease is a decision that runs: m reads run from holder, or from the origin.
+type lease struct {
+	id     uint64 // 0 while unused
+	m      *member
+	run    blob.Run
+	holder *node // nil when the origin is read, or when the holder has left
+	atUp   int32 // places in node.up, node.down
+	atDown int32
+
+	since    Time
+	deadline Time // a point
+
+	// Origin leases.
+	host   *host
+	origin *Origin
+	behalf *member // whose want gave the origin
+	ahead  bool    // reads where links are not known yet
+	rescue bool    // for m alone, because it can reach no holder
+	moved  bool    // has brought something
+}
+
+// leases keeps running leases in slots. An ID is the slot below a number that
+// starts at random, so that a lease of a scheduler before this one is not taken
+// for one of ours.
+type leases struct {
+	slots   []*lease
+	free    []int32
+	number  uint64
+	running int
+}
+
+const slotBits = 24
+
+func newLeases(random uint64) leases {
+	return leases{number: random >> (slotBits + 2)}
+}
+
+// new returns a fresh lease, nil when all slots are taken.
+func (t *leases) new() *lease {
+	var slot int32
+	if k := len(t.free); k > 0 {
+		slot = t.free[k-1]
+		t.free = t.free[:k-1]
+	} else {
+		if len(t.slots) >= 1<<slotBits {
+			return nil
+		}
+		slot = int32(len(t.slots))
+		t.slots = append(t.slots, &lease{})
+	}
+	t.number++
+	t.running++
+	l := t.slots[slot]
+	*l = lease{id: t.number<<slotBits | uint64(slot)}
+	return l
+}
+
+func (t *leases) drop(l *lease) {
+	t.free = append(t.free, int32(l.id&(1<<slotBits-1)))
+	t.running--
+	*l = lease{}
+}
+
+// find returns the lease of that ID if node n runs it.
+func (t *leases) find(id uint64, n *node) *lease {
+	slot := id & (1<<slotBits - 1)
+	if slot >= uint64(len(t.slots)) || n == nil {
+		return nil
+	}
+	l := t.slots[slot]
+	if l.id != id || l.id == 0 || l.m.n != n {
+		return nil
+	}
+	return l
+}
+
+// start books a lease for m; the caller fills in what is special to its kind
+// and decides it. nil means that there is no slot.
+func (s *State) start(m *member, run blob.Run) *lease {
+	l := s.leases.new()
+	if l == nil {
+		return nil
+	}
+	n, b, rx := m.n, m.b, s.receive(m)
+	l.m, l.run, l.since = m, run, s.now
+	l.atDown, l.atUp = int32(len(n.down)), -1
+	n.down = append(n.down, l)
+	rx.leases++
+	b.running++
+	s.served++
+	b.served = s.served
+	for p := run.First; p < run.End(); p++ {
+		if m.got(p) || rx.pend.has(p) {
+			continue
+		}
+		rx.pend.set(p)
+		b.copies[p]++
+		if rx.wants(p) {
+			rx.lack--
+			b.needLess(p)
+		}
+	}
+	s.enqueue(m, false)
+	if len(n.down) == n.downSlots {
+		for _, w := range n.wants {
+			s.enqueue(w, false)
+		}
+	}
+	return l
+}
+
+// end takes a lease out of every count and tells its node if it should stop.
+// What it has not brought may be leased again.
+func (s *State) end(l *lease, cancel bool) {
+	m, n, b := l.m, l.m.n, l.m.b
+	rx := m.rx
+	if cancel {
+		s.decide(Decision{Kind: Cancel, To: n.id, Digest: b.digest, ID: l.id})
+	}
+	again := false
+	for p := l.run.First; p < l.run.End(); p++ {
+		if !rx.pend.has(p) {
+			continue
+		}
+		rx.pend.clear(p)
+		b.copies[p]--
+		if rx.wants(p) && !m.got(p) {
+			rx.lack++
+			b.needMore(p)
+			again = true
+		}
+	}
+	rx.leases--
+	b.running--
+	n.down = cutAt(n.down, l.atDown, func(o *lease, i int32) { o.atDown = i })
+	s.detach(l)
+	if l.host != nil {
+		s.endOrigin(l)
+	}
+	s.leases.drop(l)
+	s.touch(b)
+	if again {
+		s.enqueue(m, true)
+	}
+	if len(n.down) == n.downSlots-1 {
+		for _, w := range n.wants {
+			s.enqueue(w, true)
+			if w.b.parked {
+				s.touch(w.b)
+			}
+		}
+		s.unpark = s.unpark || n.seed
+	}
+	s.loosen(m)
+}
+
+// detach frees the holder's upload slot.
+func (s *State) detach(l *lease) {
+	h := l.holder
+	if h == nil {
+		return
+	}
+	l.holder = nil
+	h.up = cutAt(h.up, l.atUp, func(o *lease, i int32) { o.atUp = i })
+	s.respare(h)
+}
+
+// enqueue puts m among the waiting receivers of its swarm, or takes it out, as
+// is right now. again has it looked at for every piece, because something about
+// m itself has changed.
+func (s *State) enqueue(m *member, again bool) {
+	rx, b := m.rx, m.b
+	ready := rx.wanting && rx.lack > 0 && len(m.n.down) < m.n.downSlots && s.now >= rx.until
+	if ready && rx.queued && rx.bucket == b.queue.bucketOf(rx.missing) {
+		if again {
+			s.again(m)
+		}
+		return
+	}
+	again = again || ready && !rx.queued
+	if rx.queued {
+		if b.cursor == m {
+			b.cursor = b.queue.after(m)
+		}
+		b.queue.remove(m)
+	}
+	if ready {
+		b.queue.push(m)
+		if again {
+			s.again(m)
+		}
+	}
+}
+
+// again puts m on the retry list of its swarm.
+func (s *State) again(m *member) {
+	if !m.rx.retry {
+		m.rx.retry = true
+		m.b.retry = append(m.b.retry, m)
+	}
+	s.mark(m.b)
+}
+
+// done ends a lease that brought its whole run.
+func (s *State) done(e *Done) {
+	n := s.byID[e.Node]
+	l := s.leases.find(e.Lease, n)
+	if l == nil {
+		return
+	}
+	m, run, h := l.m, l.run, l.holder
+	m.revoked = false
+	if e.Bytes > 0 && e.Time > 0 && l.host == nil {
+		rate := int64(float64(e.Bytes) / float64(e.Time) * float64(Second))
+		n.downRate = smooth(n.downRate, rate)
+		if h != nil {
+			h.upRate = smooth(h.upRate, rate)
+		}
+	}
+	n.expiries = 0
+	m.rx.fails, m.rx.pauses = 0, 0
+	if h != nil {
+		h.unreached, h.goneTimes = h.unreached[:0], 0
+		if !h.quarantined {
+			s.unbar(h)
+		}
+		s.pardon(m, h)
+	}
+	if l.host != nil {
+		s.progress(m)
+		l.host.strikes = 0
+	}
+	for p := run.First; p < run.End(); p++ {
+		if p == m.b.n-1 && !m.got(p) && m.b.n > 1 && m.held < m.b.n-1 {
+			s.unpend(m, p, false)
+			m.tail = true
+		} else {
+			s.gain(m, p)
+		}
+	}
+	s.end(l, false)
+	s.after(m)
+}
+
+func smooth(old, rate int64) int64 {
+	rate = max(rate, 1)
+	if old == 0 {
+		return rate
+	}
+	return old + (rate-old)/4
+}
+
+// span is how long a lease of so many bytes from h to n may take.
+func (s *State) span(h, n *node, bytes int64) Time {
+	rate := n.downRate
+	if h.upRate > 0 && (rate == 0 || h.upRate < rate) {
+		rate = h.upRate
+	}
+	if rate == 0 {
+		rate = s.cfg.MinRate
+	} else {
+		rate = max(rate/4, 1)
+	}
+	// A receiver slower than all that gets more time with every lease that it
+	// let run out, or it would never end one.
+	return min((s.cfg.LeaseTime+seconds(bytes, rate))<<min(n.expiries, 8), 3600*Second)
+}
+
+// seconds is how long bytes take at rate bytes per second.
+func seconds(bytes, rate int64) Time {
+	return Time(float64(bytes) / float64(max(rate, 1)) * float64(Second))
+}
+
+// sweep takes back leases that are past their deadline.
+func (s *State) sweep() {
+	s.swept = s.now
+	for _, l := range s.leases.slots {
+		if l.id == 0 || s.now < l.deadline {
+			continue
+		}
+		if l.host != nil {
+			s.originFailed(l, Unreachable, 0, 0, true)
+			continue
+		}
+		l.m.n.expiries = min(l.m.n.expiries+1, 255-1)
+		s.holderFailed(l, Unreachable, true)
+	}
+}
+
+// failed ends a lease that its node could not finish.
+func (s *State) failed(e *Failed) {
+	l := s.leases.find(e.Lease, s.byID[e.Node])
+	if l != nil {
+		l.m.revoked = false
+	}
+	switch {
+	case l == nil:
+	case l.host != nil:
+		s.originFailed(l, e.Reason, e.Status, e.RetryAfter, false)
+	default:
+		s.holderFailed(l, e.Reason, false)
+	}
+}
+
+// holderFailed ends a lease from a holder and draws the conclusion, so that the
+// same cannot be decided again at once.
+func (s *State) holderFailed(l *lease, reason Reason, cancel bool) {
+	m, h, run := l.m, l.holder, l.run
+	rx, by := m.rx, m.n
+	s.end(l, cancel)
+	if reason != Busy {
+		rx.fails++
+	}
+	switch reason {
+	case StoreError, Cancelled, Unspecified, OriginError:
+		s.pause(m, 50*Millisecond)
+	}
+	if h != nil {
+		s.blameHolder(m, by, h, run, reason)
+	}
+	if rx.fails >= s.cfg.Failures {
+		s.refuse(m, "too many leases of this blob have failed on this node")
+	}
+	s.enqueue(m, true)
+}
+
+func (s *State) blameHolder(m *member, by, h *node, run blob.Run, reason Reason) {
+	rx := m.rx
+	var a *avoided
+	most := 60 * Second
+	switch reason {
+	case Busy:
+		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.BusyTime, Second)
+		a.hard = a.steps > 8
+	case Missing:
+		if o := s.members[pair{h.handle, m.b.handle}]; o != nil {
+			s.lose(o, run)
+		}
+		rx.avoids, a = s.avoid(rx.avoids, h, 100*Millisecond, most)
+	case BadPiece, BadDigest:
+		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.Quarantine, s.cfg.Quarantine)
+		a.hard, a.bad = true, true
+		s.strike(h, by.id)
+	case Unreachable:
+		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.AvoidTime, most)
+		a.hard = a.steps > 1
+		s.missed(h, by.serial)
+	default:
+		return
+	}
+	s.setPicky(m, rx.wanting)
+	s.wakeMember(m, a.until)
+}
+
+func (s *State) setPicky(m *member, picky bool) {
+	switch {
+	case picky && !m.rx.picky:
+		m.b.picky++
+	case !picky && m.rx.picky:
+		m.b.picky--
+	}
+	m.rx.picky = picky
+}
+
+// pause keeps m from leases for a time that doubles with each in a row.
+func (s *State) pause(m *member, first Time) {
+	m.rx.until = s.now + min(first<<min(m.rx.pauses, 16), 10*Second)
+	m.rx.pauses = min(m.rx.pauses+1, 254)
+	s.wakeMember(m, m.rx.until)
+	s.enqueue(m, false)
+}

@@ -1,0 +1,487 @@
+package core
+
+import (
+	"math/bits"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
+// member is one node in one swarm: what it holds, and, while it wants or reads
+// the blob, its receiving side.
+type member struct {
+	n  *node
+	b  *swarm
+	rx *receiver // nil when it neither wants nor reads
+
+	have bitset // pieces that it can serve; nil when none, or all (full)
+	held int
+
+	atNode, atSwarm    int32 // places in node.members, swarm.members
+	atServing, atSpare int32 // places in node.serving, swarm.spares; -1 when not there
+
+	full      bool // holds every piece
+	sealed    bool // says that the digest is proven
+	tail      bool // has the last piece, but must not serve it before it is sealed
+	counted   bool // in the swarm's counts
+	offered   bool // its pieces count as available
+	loose     bool // on State.loose
+	revoked   bool // was told Revoke, and has not shown yet that it knows
+	asked     bool // was asked for links
+	publishes bool // may say links: it reads the origin, was asked, or came holding the blob
+}
+
+// receiver is the receiving side of a member.
+type receiver struct {
+	wanting bool   // a client waits; else it only reads the origin for others
+	wanted  bitset // nil means all
+	pend    bitset // pieces that a running lease will bring
+	leases  int    // running
+
+	missing int // wanted and not got
+	lack    int // of these, for which no lease runs
+
+	origin *Origin
+	host   *host  // of origin
+	order  uint64 // of the wants, the first lowest
+	direct bool   // a seed was turned away on its behalf: it must ask the origin itself
+
+	until  Time // no lease before
+	pauses uint8
+	fails  int // leases that failed in a row
+	avoids []avoided
+	picky  bool // avoids somebody, and is counted for it
+
+	atNode, atSwarm int32 // places in node.wants, swarm.wanters
+	next, prev      *member
+	bucket          int
+	queued, retry   bool
+}
+
+func (m *member) has(p int) bool { return m.full || m.have != nil && m.have.has(p) }
+
+// got tells whether the piece is in the node's store, servable or not.
+func (m *member) got(p int) bool { return m.has(p) || m.tail && p == m.b.n-1 }
+
+func (m *member) wanting() bool { return m.rx != nil && m.rx.wanting }
+
+// missingWord is word w of the pieces that m wants, has not got and has no
+// lease for.
+func (m *member) missingWord(w int) uint64 {
+	if m.full {
+		return 0
+	}
+	x := ones(w, m.b.n) &^ m.rx.pend[w]
+	if m.rx.wanted != nil {
+		x &= m.rx.wanted[w]
+	}
+	if m.have != nil {
+		x &^= m.have[w]
+	}
+	if m.tail && w == (m.b.n-1)>>6 {
+		x &^= 1 << ((m.b.n - 1) & 63)
+	}
+	return x
+}
+
+func (r *receiver) wants(p int) bool { return r.wanting && (r.wanted == nil || r.wanted.has(p)) }
+
+// receive gives m a receiving side if it has none.
+func (s *State) receive(m *member) *receiver {
+	if m.rx == nil {
+		m.rx = &receiver{pend: newBitset(m.b.n), atNode: -1, atSwarm: -1}
+	}
+	return m.rx
+}
+
+// want records a want. It returns the member that waits now, nil when there is
+// nothing to wait for.
+func (s *State) want(e *Want) *member {
+	n := s.byID[e.Node]
+	if n == nil {
+		return nil
+	}
+	m := s.enter(n, e.Digest, e.Size)
+	if m == nil {
+		if e.Size != 0 {
+			s.decide(Decision{Kind: Refuse, To: n.id, Digest: e.Digest, Reason: "the scheduler cannot take this blob: its size is out of range, or the node has too many"})
+		}
+		return nil
+	}
+	b := m.b
+	s.loosen(m)
+	if b.active == nil && s.pieces+b.n > s.cfg.MaxPieces || n.wantedPieces+b.n > max(s.cfg.MaxPieces/4, 1) && !m.wanting() {
+		s.decide(Decision{Kind: Refuse, To: n.id, Digest: e.Digest, Reason: "the scheduler is at its limit of wanted pieces; ask again later"})
+		return nil
+	}
+	s.activate(b)
+	rx := s.receive(m)
+	if rx.wanting {
+		s.unwish(m)
+	} else {
+		s.join(m)
+	}
+	s.setOrigin(rx, e.Origin)
+	rx.direct = false
+	rx.wanted = nil
+	if len(e.Runs) > 0 {
+		rx.wanted = newBitset(b.n)
+		for _, r := range e.Runs {
+			for p := max(r.First, 0); p < min(r.End(), b.n); p++ {
+				rx.wanted.set(p)
+			}
+		}
+	}
+	s.wish(m)
+	s.touch(b)
+	if rx.missing == 0 {
+		s.fulfil(m)
+		return nil
+	}
+	return m
+}
+
+// join enters m among those who want.
+func (s *State) join(m *member) {
+	m.rx.wanting = true
+	s.wanted++
+	m.rx.order = s.wanted
+	m.rx.fails, m.rx.pauses, m.rx.until = 0, 0, 0
+	m.rx.atNode, m.rx.atSwarm = int32(len(m.n.wants)), int32(len(m.b.wanters))
+	m.n.wants = append(m.n.wants, m)
+	m.b.wanters = append(m.b.wanters, m)
+	m.n.wantedPieces += m.b.n
+	s.setPicky(m, len(m.rx.avoids) > 0)
+	s.stats.wants++
+}
+
+// fulfil ends m's want; running leases go on.
+func (s *State) fulfil(m *member) {
+	rx := m.rx
+	if rx == nil || !rx.wanting {
+		return
+	}
+	s.unwish(m)
+	s.setPicky(m, false)
+	rx.wanting = false
+	rx.wanted = nil
+	s.setOrigin(rx, nil)
+	m.n.wants = cutAt(m.n.wants, rx.atNode, func(o *member, i int32) { o.rx.atNode = i })
+	m.b.wanters = cutAt(m.b.wanters, rx.atSwarm, func(o *member, i int32) { o.rx.atSwarm = i })
+	m.n.wantedPieces -= m.b.n
+	s.stats.wants--
+	s.enqueue(m, false)
+	s.loosen(m)
+	s.touch(m.b)
+	if len(m.b.wanters) == 0 {
+		s.wakeSwarm(m.b, s.now+s.cfg.IdleTime)
+		m.b.idleSince = s.now
+	}
+}
+
+// wish counts what m wants and has not got; unwish takes it out of the counts
+// again, before anything of it changes.
+func (s *State) wish(m *member) {
+	rx := m.rx
+	rx.missing, rx.lack = 0, 0
+	for w := range rx.pend {
+		x := m.missingWord(w)
+		rx.lack += bits.OnesCount64(x)
+		pending := rx.pend[w]
+		if rx.wanted != nil {
+			pending &= rx.wanted[w]
+		}
+		rx.missing += bits.OnesCount64(x) + bits.OnesCount64(pending)
+		for ; x != 0; x &= x - 1 {
+			m.b.needMore(w<<6 + bits.TrailingZeros64(x))
+		}
+	}
+	s.enqueue(m, true)
+}
+
+func (s *State) unwish(m *member) {
+	for w := range m.rx.pend {
+		for x := m.missingWord(w); x != 0; x &= x - 1 {
+			m.b.needLess(w<<6 + bits.TrailingZeros64(x))
+		}
+	}
+	m.rx.missing, m.rx.lack = 0, 0
+}
+
+// unwant ends a want because the node says so: it has given up its leases.
+func (s *State) unwant(e *Unwant) {
+	n := s.byID[e.Node]
+	if n == nil {
+		return
+	}
+	if m := s.memberOf(n, e.Digest); m != nil && m.wanting() {
+		s.withdrawWant(m, false)
+	}
+}
+
+// withdrawWant ends m's want and its leases.
+func (s *State) withdrawWant(m *member, cancel bool) {
+	s.fulfil(m)
+	s.endLeases(m, cancel)
+}
+
+// endLeases ends every lease that m runs; the origin's next reader takes over.
+func (s *State) endLeases(m *member, cancel bool) {
+	for i := len(m.n.down) - 1; i >= 0; i-- {
+		if i < len(m.n.down) && m.n.down[i].m == m {
+			s.end(m.n.down[i], cancel)
+		}
+	}
+}
+
+// refuse ends m's want with a reason that its node can show.
+func (s *State) refuse(m *member, reason string) {
+	if !m.wanting() {
+		return
+	}
+	s.withdrawWant(m, true)
+	s.decide(Decision{Kind: Refuse, To: m.n.id, Digest: m.b.digest, Reason: reason})
+}
+
+// have records pieces and links that a node says it has.
+func (s *State) have(e *Have) {
+	n := s.byID[e.Node]
+	if n == nil {
+		return
+	}
+	known := s.memberOf(n, e.Digest)
+	m := s.enter(n, e.Digest, e.Size)
+	if m == nil {
+		return
+	}
+	b := m.b
+	s.loosen(m)
+	if m != known {
+		m.publishes = b.active != nil
+	}
+	if m.revoked && !e.Sealed {
+		return // said before the node heard that these pieces are void
+	}
+	m.revoked = false
+	before := m.held
+	news := b.active != nil && s.addLinks(m, e.FirstLink, e.Links)
+	if e.Sealed {
+		m.sealed = true
+		s.gainAll(m)
+	} else {
+		for _, r := range e.Runs {
+			for p := max(r.First, 0); p < min(r.End(), b.n); p++ {
+				s.gain(m, p)
+			}
+		}
+	}
+	if b.active == nil {
+		return
+	}
+	if news || m.held > before {
+		s.progress(m)
+	}
+	if b.asked == m {
+		s.answered(b, news)
+	}
+	s.after(m)
+}
+
+// after looks at a member that has gained pieces: its want may be fulfilled,
+// its place in the queue another.
+func (s *State) after(m *member) {
+	s.touch(m.b)
+	if m.wanting() && m.rx.missing == 0 {
+		s.fulfil(m)
+	} else if m.rx != nil {
+		s.enqueue(m, false)
+	}
+}
+
+// gain records that m can serve piece p.
+func (s *State) gain(m *member, p int) {
+	if m.has(p) {
+		return
+	}
+	b, got := m.b, m.got(p)
+	if m.have == nil {
+		m.have = newBitset(b.n)
+	}
+	if p == b.n-1 {
+		m.tail = false
+	}
+	s.unpend(m, p, got)
+	m.have.set(p)
+	m.held++
+	if b.active != nil {
+		if b.reader == m {
+			b.reading.clear(p)
+		}
+		if m.counted {
+			b.hold[p]++
+			b.copies[p]++
+			b.held.set(p)
+			if m.offered {
+				s.gainSpare(b, p)
+			}
+		} else {
+			s.count(m)
+		}
+	}
+	if m.held == b.n {
+		s.fill(m)
+	}
+}
+
+// unpend books that piece p, which m may want or a lease may bring, is got;
+// already tells that it was before.
+func (s *State) unpend(m *member, p int, already bool) {
+	rx := m.rx
+	if rx == nil {
+		return
+	}
+	pending := rx.pend.has(p)
+	if pending {
+		rx.pend.clear(p)
+		m.b.copies[p]--
+	}
+	if already || !rx.wants(p) {
+		return
+	}
+	rx.missing--
+	if !pending {
+		rx.lack--
+		m.b.needLess(p)
+	}
+}
+
+// gainAll records that m can serve every piece.
+func (s *State) gainAll(m *member) {
+	if m.full {
+		return
+	}
+	if m.rx == nil && !m.counted {
+		// Most blobs that a node tells of are whole, and nobody wants them now.
+		m.full, m.have, m.held, m.tail = true, nil, m.b.n, false
+		s.count(m)
+		return
+	}
+	for p := range m.b.n {
+		s.gain(m, p)
+	}
+}
+
+// fill turns m's bitmap with every piece into the mark that it is full.
+func (s *State) fill(m *member) {
+	b := m.b
+	if m.counted {
+		b.full++
+		if m.offered {
+			s.gainFullSpare(b)
+		}
+		for p := range b.n {
+			b.release(p)
+			if m.offered {
+				b.loseSpare(p)
+			}
+		}
+	}
+	m.full, m.have = true, nil
+}
+
+// lose records that m cannot serve the pieces of r after all.
+func (s *State) lose(m *member, r blob.Run) {
+	if m.held == 0 {
+		return
+	}
+	s.uncount(m)
+	wanting := m.wanting()
+	if wanting {
+		s.unwish(m)
+	}
+	if m.full {
+		m.have = newBitset(m.b.n)
+		m.have.fill(m.b.n)
+		m.full, m.sealed = false, false
+	}
+	for p := r.First; p < r.End(); p++ {
+		if m.have.has(p) {
+			m.have.clear(p)
+			m.held--
+		}
+	}
+	if m.held == 0 {
+		m.have = nil
+	}
+	if wanting {
+		s.wish(m)
+	}
+	s.count(m)
+	s.loosen(m)
+}
+
+// empty records that m holds nothing any more.
+func (s *State) empty(m *member) {
+	wanting := m.wanting()
+	s.uncount(m)
+	if wanting {
+		s.unwish(m)
+	}
+	m.have, m.held, m.full, m.sealed, m.tail = nil, 0, false, false, false
+	if wanting {
+		s.wish(m)
+	}
+	s.loosen(m)
+}
+
+func (s *State) drop(e *Drop) {
+	if n := s.byID[e.Node]; n != nil {
+		if m := s.memberOf(n, e.Digest); m != nil {
+			m.revoked = false
+			s.empty(m)
+		}
+	}
+}
+
+// loosen has m looked at before Apply returns: who neither holds, wants nor
+// reads is forgotten.
+func (s *State) loosen(m *member) {
+	if !m.loose {
+		m.loose = true
+		s.loose = append(s.loose, m)
+	}
+}
+
+func (s *State) forgetEmpty() {
+	for _, m := range s.loose {
+		m.loose = false
+		if m.rx != nil && !m.rx.wanting && m.rx.leases == 0 {
+			m.rx = nil
+		}
+		if m.rx == nil && m.held == 0 && !m.tail && !m.revoked && m.b != nil {
+			s.removeMember(m)
+		}
+	}
+	s.loose = s.loose[:0]
+}
+
+// discard ends everything between a node and a blob.
+func (s *State) discard(m *member) {
+	if m.wanting() {
+		s.fulfil(m)
+	}
+	s.endLeases(m, false)
+	s.empty(m)
+}
+
+// removeMember forgets a member that holds, wants and reads nothing.
+func (s *State) removeMember(m *member) {
+	n, b := m.n, m.b
+	n.cost -= memberCost(b.n)
+	delete(s.members, pair{n.handle, b.handle})
+	n.members = cutAt(n.members, m.atNode, func(o *member, i int32) { o.atNode = i })
+	b.members = cutAt(b.members, m.atSwarm, func(o *member, i int32) { o.atSwarm = i })
+	m.b = nil
+	if len(b.members) == 0 {
+		s.removeSwarm(b)
+	}
+}

@@ -1,0 +1,327 @@
+package core
+
+// node is one that attends.
+type node struct {
+	handle  int32
+	serial  uint64 // of its attendance; 0 once it has left
+	id      string
+	address string
+	region  string
+	zone    string
+	rack    string
+	seed    bool
+	atSeeds int32
+
+	upSlots, downSlots int
+	up, down           []*lease // that read from it; that it runs
+	reading            int      // of down, those that read an origin
+	spare              bool     // has a free upload slot, and counts
+
+	members      []*member
+	serving      []*member // counted: what it holds in active swarms
+	wants        []*member
+	wantedPieces int
+	cost         int64 // of its members, in bytes
+
+	upRate, downRate int64 // bytes per second, 0 while unknown
+	expiries         uint8 // leases in a row that this receiver let run out
+
+	barred      bool // does not count as a holder: gone or quarantined
+	quarantined bool
+	barredUntil Time
+	unreached   []uint64 // serials of those who could not reach it, in a row
+	goneTimes   uint8
+	strikes     []string // IDs of those who got bad pieces from it
+}
+
+func (s *State) attend(e *Attend) {
+	if e.Node == "" {
+		return
+	}
+	s.leave(e.Node)
+	s.serial++
+	n := &node{
+		serial: s.serial, id: e.Node, address: e.Address, region: e.Region, zone: e.Zone, rack: e.Rack, seed: e.Seed,
+		upSlots:   s.slots(e.UploadSlots, s.cfg.UploadSlots),
+		downSlots: s.slots(e.DownloadSlots, s.cfg.DownloadSlots),
+	}
+	if k := len(s.freeIDs); k > 0 {
+		n.handle = s.freeIDs[k-1]
+		s.freeIDs = s.freeIDs[:k-1]
+		s.nodes[n.handle] = n
+	} else {
+		n.handle = int32(len(s.nodes))
+		s.nodes = append(s.nodes, n)
+	}
+	s.byID[n.id] = n
+	if n.seed {
+		n.atSeeds = int32(len(s.seeds))
+		s.seeds = append(s.seeds, n)
+		s.unpark = true
+	}
+	s.recall(n)
+	s.respare(n)
+}
+
+func (s *State) slots(claimed, standard int) int {
+	if claimed <= 0 {
+		claimed = standard
+	}
+	return min(claimed, s.cfg.MaxSlots)
+}
+
+// leave forgets a node. Who reads from it goes on for a while: often only its
+// stream to the scheduler broke.
+func (s *State) leave(id string) {
+	n := s.byID[id]
+	if n == nil {
+		return
+	}
+	s.remember(n)
+	for len(n.up) > 0 {
+		l := n.up[len(n.up)-1]
+		s.detach(l)
+		l.deadline = min(l.deadline, s.now+s.cfg.DetachedTime)
+	}
+	for len(n.members) > 0 {
+		m := n.members[len(n.members)-1]
+		s.discard(m)
+		m.rx = nil
+		s.removeMember(m)
+	}
+	switch {
+	case n.quarantined:
+		s.stats.quarantined--
+	case n.barred:
+		s.stats.gone--
+	}
+	if n.seed {
+		s.seeds = cutAt(s.seeds, n.atSeeds, func(o *node, i int32) { o.atSeeds = i })
+		s.unpark = true
+	}
+	delete(s.byID, id)
+	s.nodes[n.handle] = nil
+	s.freeIDs = append(s.freeIDs, n.handle)
+	n.serial = 0
+}
+
+// uploads is how many leases may read from n now.
+func (s *State) uploads(n *node) int {
+	if n.reading == 0 {
+		return n.upSlots
+	}
+	if s.cfg.ReaderUploadSlots > 0 {
+		return min(n.upSlots, s.cfg.ReaderUploadSlots)
+	}
+	return min(n.upSlots, max(2, n.upSlots/2))
+}
+
+// respare looks whether n has a free upload slot, and if that changed, offers
+// or withdraws all that it holds.
+func (s *State) respare(n *node) {
+	spare := !n.barred && n.serial != 0 && len(n.up) < s.uploads(n)
+	if spare == n.spare {
+		return
+	}
+	n.spare = spare
+	for _, m := range n.serving {
+		if spare {
+			s.offer(m)
+		} else {
+			s.withdraw(m)
+		}
+	}
+}
+
+// bar stops counting n as a holder until a time, and as a reader for others.
+// Leases from it go elsewhere at once if its bytes are bad; if it only seems to
+// be gone, each ends by itself.
+func (s *State) bar(n *node, until Time, quarantine bool) {
+	if n.quarantined && !quarantine {
+		return
+	}
+	switch {
+	case quarantine && !n.quarantined:
+		s.stats.quarantined++
+		if n.barred {
+			s.stats.gone--
+		}
+	case !quarantine && !n.barred:
+		s.stats.gone++
+	}
+	n.barred, n.quarantined = true, quarantine
+	n.barredUntil = max(n.barredUntil, until)
+	s.wakeNode(n, n.barredUntil)
+	s.respare(n)
+	for len(n.serving) > 0 {
+		s.uncount(n.serving[len(n.serving)-1])
+	}
+	for quarantine && len(n.up) > 0 {
+		s.end(n.up[len(n.up)-1], true)
+	}
+	for i := len(n.down) - 1; i >= 0; i-- {
+		if i < len(n.down) && n.down[i].host != nil && !n.down[i].rescue {
+			s.endReader(n.down[i].m.b)
+		}
+	}
+}
+
+// unbar trusts n again.
+func (s *State) unbar(n *node) {
+	if !n.barred {
+		return
+	}
+	if n.quarantined {
+		s.stats.quarantined--
+	} else {
+		s.stats.gone--
+	}
+	n.barred, n.quarantined, n.barredUntil = false, false, 0
+	n.unreached, n.strikes = n.unreached[:0], nil
+	s.respare(n)
+	for _, m := range n.members {
+		s.count(m)
+		if m.b.active != nil {
+			s.touch(m.b)
+		}
+	}
+}
+
+// strike notes that by got a bad piece from n.
+func (s *State) strike(n *node, by string) {
+	for _, known := range n.strikes {
+		if known == by {
+			return
+		}
+	}
+	n.strikes = append(n.strikes, by)
+	if len(n.strikes) >= s.cfg.Strikes {
+		s.bar(n, s.now+s.cfg.Quarantine, true)
+	}
+}
+
+// missed notes that by could not reach n.
+func (s *State) missed(n *node, by uint64) {
+	for _, known := range n.unreached {
+		if known == by {
+			return
+		}
+	}
+	n.unreached = append(n.unreached, by)
+	if len(n.unreached) >= s.cfg.Reports && !n.barred {
+		gone := min(s.cfg.GoneTime<<min(n.goneTimes, 16), max(300*Second, s.cfg.GoneTime))
+		n.goneTimes++
+		s.bar(n, s.now+gone, false)
+	}
+}
+
+// avoided is a node that a receiver, or a swarm in search of a reader, leaves
+// out for a time.
+type avoided struct {
+	serial uint64
+	until  Time
+	steps  uint8 // times in a row
+	hard   bool  // more than a holder at its limit: who else has it?
+	bad    bool  // sent bad bytes
+}
+
+// avoid notes node n in list for a time that doubles with each time in a row,
+// from first up to most. It returns the list and the entry.
+func (s *State) avoid(list []avoided, n *node, first, most Time) ([]avoided, *avoided) {
+	at := -1
+	for i := range list {
+		if list[i].serial == n.serial {
+			at = i
+		}
+	}
+	if at < 0 {
+		list = append(list, avoided{serial: n.serial})
+		at = len(list) - 1
+	}
+	a := &list[at]
+	a.until = s.now + min(first<<min(a.steps, 16), max(first, most))
+	if a.steps < 255 {
+		a.steps++
+	}
+	return list, a
+}
+
+// pardon has m leave out n no longer, which has served it. One good piece does
+// not make up for a bad one.
+func (s *State) pardon(m *member, n *node) {
+	list := m.rx.avoids
+	for i := range list {
+		if list[i].serial == n.serial && !list[i].bad {
+			m.rx.avoids = append(list[:i], list[i+1:]...)
+			s.enqueue(m, true)
+			return
+		}
+	}
+}
+
+// avoids tells whether n is left out now.
+func (s *State) avoids(list []avoided, n *node) bool {
+	for i := range list {
+		if list[i].serial == n.serial {
+			return s.now < list[i].until
+		}
+	}
+	return false
+}
+
+// avoidsHard is avoids without those that are only at their limit.
+func (s *State) avoidsHard(list []avoided, n *node) bool {
+	for i := range list {
+		if list[i].serial == n.serial {
+			return list[i].hard && s.now < list[i].until
+		}
+	}
+	return false
+}
+
+// blame remembers strikes of nodes that have left, so that leaving and coming
+// back does not clear a name. It holds a bounded number, the newest.
+type blame struct {
+	byID  map[string]*blamed
+	order []string
+}
+
+type blamed struct {
+	strikes []string
+	until   Time // of the quarantine, or of the memory
+	jailed  bool
+}
+
+const maxBlamed = 1024
+
+func (s *State) remember(n *node) {
+	if len(n.strikes) == 0 {
+		return
+	}
+	if s.blame.byID == nil {
+		s.blame.byID = map[string]*blamed{}
+	}
+	if s.blame.byID[n.id] == nil {
+		if len(s.blame.order) >= maxBlamed {
+			delete(s.blame.byID, s.blame.order[0])
+			s.blame.order = append(s.blame.order[:0], s.blame.order[1:]...)
+		}
+		s.blame.order = append(s.blame.order, n.id)
+	}
+	b := &blamed{strikes: n.strikes, until: s.now + s.cfg.Quarantine, jailed: n.quarantined}
+	if n.quarantined {
+		b.until = n.barredUntil
+	}
+	s.blame.byID[n.id] = b
+}
+
+func (s *State) recall(n *node) {
+	b := s.blame.byID[n.id]
+	if b == nil || s.now >= b.until {
+		return
+	}
+	n.strikes = b.strikes
+	if b.jailed {
+		s.bar(n, b.until, true)
+	}
+}

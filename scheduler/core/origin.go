@@ -1,0 +1,493 @@
+package core
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/ring"
+)
+
+// sourcing is how a swarm gets what no node holds.
+type sourcing struct {
+	reader   *member  // the one that reads the origin
+	origins  []*lease // its origin leases
+	running  int      // leases of the swarm, from holders too
+	after    Time     // no origin lease before
+	attempts int      // origin leases that failed in a row, bringing nothing
+	unfit    []avoided
+	refusals []refusal
+
+	asked      *member // asked for links
+	askedSince Time
+	askedUntil Time
+	asks       int      // in a row, bringing none
+	publisher  uint64   // serial of who said the links; mixed when several did
+	bad        int      // times that the links led to a wrong digest
+	doubts     []string // IDs of those for whom the origin did not match the links
+	idleSince  Time
+}
+
+// refusal counts the readers that an origin turned away.
+type refusal struct {
+	origin Origin
+	seeds  int
+	count  int
+}
+
+// host is one registry host: the budget of origin leases.
+type host struct {
+	name    string
+	refs    int  // wants and leases
+	running int  // origin leases
+	until   Time // pause
+	strikes int  // pauses in a row
+}
+
+// maxRefusals bounds how many origins of one blob are remembered.
+const maxRefusals = 64
+
+// provedRun bounds an origin lease whose links all travel with it.
+const provedRun = 4096
+
+// setOrigin keeps the want's origin and counts its host.
+func (s *State) setOrigin(rx *receiver, o *Origin) {
+	if rx.host != nil {
+		s.unrefHost(rx.host)
+	}
+	rx.origin, rx.host = o, nil
+	if o == nil {
+		return
+	}
+	name := o.host()
+	h := s.hosts[name]
+	if h == nil {
+		h = &host{name: name}
+		s.hosts[name] = h
+	}
+	h.refs++
+	rx.host = h
+}
+
+func (s *State) unrefHost(h *host) {
+	h.refs--
+	s.forgetHost(h)
+}
+
+func (s *State) forgetHost(h *host) {
+	if h.refs == 0 && s.now >= h.until && s.hosts[h.name] == h {
+		delete(s.hosts, h.name)
+	}
+}
+
+// closed tells whether no further origin lease may start at h now.
+func (s *State) closed(h *host) bool {
+	return h.running >= s.cfg.HostLeases || s.now < h.until
+}
+
+// seek looks for pieces of an active swarm that somebody needs and no node can
+// serve, and has them read from the origin: the unproved ones in one run from
+// the chain's front, the others, where holders were lost, run by run.
+func (s *State) seek(b *swarm) {
+	if len(b.wanters) == 0 {
+		s.rest(b)
+		return
+	}
+	blocked := false
+	if end := b.unproved(); end > 0 && !s.ask(b) {
+		blocked = !s.read(b, blob.Run{First: b.front, Count: end - b.front}, true)
+	}
+	for from := 0; !blocked; {
+		run := b.hole(from)
+		if run.Count == 0 {
+			break
+		}
+		blocked = !s.read(b, run, false)
+		from = run.End()
+	}
+	switch {
+	case !blocked || b.active == nil:
+		s.forgetParked(b)
+	case !b.parked:
+		b.parked = true
+		s.parked = append(s.parked, b)
+	}
+}
+
+func (s *State) forgetParked(b *swarm) {
+	if b.parked {
+		b.parked = false
+		s.parked = slices.DeleteFunc(s.parked, func(o *swarm) bool { return o == b })
+	}
+}
+
+// unproved is the end of what is needed and has no links yet; 0 when there is
+// nothing, or when the reader is at it.
+func (b *swarm) unproved() int {
+	for _, l := range b.origins {
+		if l.ahead {
+			return 0
+		}
+	}
+	for w := len(b.needed) - 1; w >= 0; w-- {
+		if x := b.needed[w] &^ b.proved[w]; x != 0 {
+			return bitset{x}.last() + w<<6 + 1
+		}
+	}
+	return 0
+}
+
+// hole is the first run of pieces from place from on that are needed and
+// proved, but that nobody holds or reads.
+func (b *swarm) hole(from int) blob.Run {
+	if b.full > 0 {
+		return blob.Run{}
+	}
+	lost := func(p int) bool {
+		return b.needed.has(p) && b.proved.has(p) && !b.held.has(p) && !b.reading.has(p)
+	}
+	for w := from >> 6; w < len(b.needed); w++ {
+		x := b.needed[w] & b.proved[w] &^ b.held[w] &^ b.reading[w] & after(w, from)
+		if x == 0 {
+			continue
+		}
+		first := bitset{x}.next(0) + w<<6
+		run := blob.Run{First: first}
+		for p := first; p < b.n && run.Count < provedRun && lost(p); p++ {
+			run.Count++
+		}
+		return run
+	}
+	return blob.Run{}
+}
+
+// read starts an origin lease for run. It tells false when that must wait.
+func (s *State) read(b *swarm, run blob.Run, ahead bool) bool {
+	if s.now < b.after {
+		return false
+	}
+	var reader *node
+	var behalf *member
+	if b.reader != nil {
+		first := b.origins[0]
+		reader, behalf = b.reader.n, first.behalf
+		if s.closed(first.host) || !behalf.wanting() || behalf.rx.host != first.host || len(reader.down) >= reader.downSlots {
+			return false
+		}
+	} else {
+		var waits bool
+		if reader, behalf, waits = s.choose(b); reader == nil {
+			if !waits {
+				s.refuseNeedy(b, "no node holds this blob, and there is no origin to read it from")
+			}
+			return false
+		}
+	}
+	m := s.enter(reader, b.digest, b.layout.Size())
+	if m == nil {
+		return false
+	}
+	l := s.startOrigin(m, behalf, run)
+	if l == nil {
+		return false
+	}
+	l.ahead = ahead
+	b.reader = m
+	b.origins = append(b.origins, l)
+	m.publishes = true
+	for p := run.First; p < run.End(); p++ {
+		if !m.has(p) {
+			b.reading.set(p)
+		}
+	}
+	s.decideOrigin(l)
+	return true
+}
+
+// startOrigin books an origin lease on behalf of a want.
+func (s *State) startOrigin(m, behalf *member, run blob.Run) *lease {
+	l := s.start(m, run)
+	if l == nil {
+		return nil
+	}
+	l.host, l.origin, l.behalf = behalf.rx.host, behalf.rx.origin, behalf
+	l.host.refs++
+	l.host.running++
+	l.deadline = s.now + s.originSpan(m.b)
+	m.n.reading++
+	s.stats.origin++
+	s.respare(m.n)
+	return l
+}
+
+func (s *State) decideOrigin(l *lease) {
+	b, links := l.m.b, l.run.Count+1
+	if l.ahead {
+		links = 1
+	}
+	d := Decision{
+		Kind: Lease, To: l.m.n.id, Digest: b.digest, ID: l.id, Size: b.layout.Size(), Run: l.run, Origin: l.origin,
+		Deadline: s.originSpan(b), FirstLink: l.run.First, Links: b.chain.Links(l.run.First, links),
+	}
+	if l.origin.Private && l.behalf.n != l.m.n {
+		d.OnBehalf = Peer{l.behalf.n.id, l.behalf.n.address}
+	}
+	s.decide(d)
+}
+
+func (s *State) originSpan(b *swarm) Time {
+	return s.cfg.OriginTime + seconds(b.layout.PieceLength(), s.cfg.OriginRate)
+}
+
+// endOrigin takes an origin lease out of the counts that only those have.
+func (s *State) endOrigin(l *lease) {
+	b, n := l.m.b, l.m.n
+	l.host.running--
+	s.unrefHost(l.host)
+	s.stats.origin--
+	n.reading--
+	s.respare(n)
+	s.unpark = true
+	if l.rescue {
+		return
+	}
+	b.origins = slices.DeleteFunc(b.origins, func(o *lease) bool { return o == l })
+	if len(b.origins) == 0 {
+		b.reader = nil
+	}
+	for p := l.run.First; p < l.run.End(); p++ {
+		b.reading.clear(p)
+	}
+}
+
+// choose finds who reads the origin, and on behalf of whose want: for the
+// first want that there is, the seed that the ring names among those that can,
+// and without a seed the wanting node itself. waits tells that nobody can now,
+// but somebody will.
+func (s *State) choose(b *swarm) (reader *node, behalf *member, waits bool) {
+	seed, seeds := s.chooseSeed(b)
+	for _, w := range b.wanters {
+		o := w.rx.origin
+		switch {
+		case o == nil:
+			continue
+		case s.closed(w.rx.host):
+			waits = true
+			continue
+		}
+		r := w.n
+		if seeds && !b.direct(w) {
+			r = seed
+		} else if r.barred {
+			continue
+		} else if s.avoids(b.unfit, r) || len(r.down) >= r.downSlots {
+			r = nil
+		}
+		if r == nil {
+			waits = true
+		} else if behalf == nil || w.rx.order < behalf.rx.order {
+			reader, behalf = r, w
+		}
+	}
+	return reader, behalf, waits
+}
+
+// chooseSeed is the seed that reads b now, nil when all are busy; any tells
+// whether there is one at all.
+func (s *State) chooseSeed(b *swarm) (seed *node, any bool) {
+	s.ids = s.ids[:0]
+	for _, n := range s.seeds {
+		if n.barred || s.avoids(b.unfit, n) || !s.mayEnter(n, b) {
+			continue
+		}
+		any = true
+		if len(n.down) < n.downSlots {
+			s.ids = append(s.ids, n.id)
+		}
+	}
+	return s.byID[ring.Owner(string(b.digest), s.ids)], any
+}
+
+// mayEnter tells whether n can be made a member of b: it is one, or has room
+// and knows the digest with no other size.
+func (s *State) mayEnter(n *node, b *swarm) bool {
+	if m := s.memberOf(n, b.digest); m != nil {
+		return m.b == b
+	}
+	return n.cost+memberCost(b.n) <= s.cfg.MaxHoldings
+}
+
+// direct tells whether w must read the origin itself: a seed was turned away on
+// its behalf, or would ask with no credential what a seed was refused before.
+func (b *swarm) direct(w *member) bool {
+	if w.rx.direct {
+		return true
+	}
+	if w.rx.origin.Private {
+		return false
+	}
+	for i := range b.refusals {
+		if b.refusals[i].seeds > 0 && b.refusals[i].origin == *w.rx.origin {
+			return true
+		}
+	}
+	return false
+}
+
+// progress notes that m has brought something: its origin leases may go on.
+func (s *State) progress(m *member) {
+	if m.rx == nil || m.n.reading == 0 {
+		return
+	}
+	for _, l := range m.n.down {
+		if l.m == m && l.host != nil {
+			l.deadline = s.now + s.originSpan(m.b)
+			if !l.rescue {
+				m.b.attempts = 0
+			}
+		}
+	}
+}
+
+// originFailed ends an origin lease and has another reader go on.
+func (s *State) originFailed(l *lease, reason Reason, status int, wait Time, cancel bool) {
+	if l.rescue {
+		s.rescueFailed(l, reason, status, wait, cancel)
+		return
+	}
+	m, b, behalf, origin, h := l.m, l.m.b, l.behalf, l.origin, l.host
+	h.refs++
+	defer s.unrefHost(h)
+	s.end(l, cancel)
+	s.endReader(b)
+	refused := reason == OriginError && status >= 400 && status < 500 && status != 408
+	switch {
+	case reason == BadDigest || reason == BadPiece:
+		s.revoke(b, m)
+		return
+	case status == 429 || wait > 0:
+		if !s.pauseHost(h, wait) {
+			s.refuseNeedy(b, fmt.Sprintf("the origin asks to wait %d s", wait/Second))
+			return
+		}
+		b.attempts++
+	case refused:
+		s.turnedAway(b, m, behalf, origin, status)
+		return
+	default:
+		b.attempts++
+		var a *avoided
+		b.unfit, a = s.avoid(b.unfit, m.n, 2*s.cfg.OriginBackoff, 60*Second)
+		s.wakeSwarm(b, a.until)
+		b.after = s.now + min(s.cfg.OriginBackoff<<min(b.attempts-1, 16), max(s.cfg.OriginBackoff, s.cfg.OriginBackoffMax))
+		s.wakeSwarm(b, b.after)
+	}
+	if b.attempts >= s.cfg.OriginAttempts {
+		b.attempts = 0
+		s.refuseNeedy(b, "the origin could not be read: the last of several attempts "+reason.because(status))
+	}
+}
+
+// because says in words why an origin lease failed.
+func (r Reason) because(status int) string {
+	switch {
+	case status != 0:
+		return fmt.Sprintf("was answered with status %d", status)
+	case r == StoreError:
+		return "failed because the node could not write"
+	case r == Cancelled:
+		return "was cancelled by the node"
+	}
+	return "did not get an answer"
+}
+
+// endReader takes every origin lease of the swarm back.
+func (s *State) endReader(b *swarm) {
+	for len(b.origins) > 0 {
+		s.end(b.origins[len(b.origins)-1], true)
+	}
+}
+
+// pauseHost keeps the whole cluster from a registry host. It tells false when
+// the origin asks for longer than anybody should wait.
+func (s *State) pauseHost(h *host, wait Time) bool {
+	pause := wait
+	if pause <= 0 {
+		pause = Second << min(h.strikes, 16)
+	}
+	h.strikes++
+	h.until = max(h.until, s.now+min(pause, s.cfg.MaxPause))
+	s.timers.push(timer{at: h.until, host: h})
+	return wait <= s.cfg.MaxPause
+}
+
+// turnedAway draws the conclusion from a 4xx: who a seed asked for asks itself,
+// who asked itself gets the origin's answer.
+func (s *State) turnedAway(b *swarm, m, behalf *member, origin *Origin, status int) {
+	at := slices.IndexFunc(b.refusals, func(r refusal) bool { return r.origin == *origin })
+	if at < 0 {
+		at = len(b.refusals)
+		b.refusals = append(b.refusals, refusal{origin: *origin})
+		if at >= maxRefusals {
+			b.refusals = slices.Delete(b.refusals, 0, 1)
+			at--
+		}
+	}
+	b.refusals[at].count++
+	reason := fmt.Sprintf("the origin answered with status %d", status)
+	if behalf != m {
+		b.refusals[at].seeds++
+		if behalf.wanting() {
+			behalf.rx.direct = true
+		}
+	} else if m.wanting() {
+		s.refuse(m, reason)
+	}
+	if b.refusals[at].count < s.cfg.OriginRefusals || origin.Private {
+		return
+	}
+	for i := len(b.wanters) - 1; i >= 0; i-- {
+		if w := b.wanters[i]; w.rx.origin != nil && *w.rx.origin == *origin {
+			s.refuse(w, reason)
+		}
+	}
+	b.refusals = slices.Delete(b.refusals, at, at+1)
+}
+
+// refuseNeedy refuses every want that needs a piece which no node can serve.
+func (s *State) refuseNeedy(b *swarm, reason string) {
+	for i := len(b.wanters) - 1; i >= 0; i-- {
+		m := b.wanters[i]
+		for w := range b.needed {
+			served := b.proved[w]
+			if b.full == 0 {
+				served &= b.held[w]
+			}
+			if m.missingWord(w)&^served != 0 {
+				s.refuse(m, reason)
+				break
+			}
+		}
+	}
+}
+
+// rest stops reading for nobody, unless most is done, and forgets the counts
+// of a swarm that nobody has wanted for a while.
+func (s *State) rest(b *swarm) {
+	for i := len(b.origins) - 1; i >= 0; i-- {
+		l := b.origins[i]
+		missing := 0
+		for p := l.run.First; p < l.run.End(); p++ {
+			if !l.m.got(p) {
+				missing++
+			}
+		}
+		if missing*5 > l.run.Count {
+			s.end(l, true)
+		}
+	}
+	s.forgetParked(b)
+	if b.running == 0 && s.now >= b.idleSince+s.cfg.IdleTime {
+		s.deactivate(b)
+	}
+}

@@ -1,0 +1,105 @@
+// Command scheduler decides which node reads which pieces from which source, and
+// issues the certificates of its cluster. It is wiring; see scheduler/core and
+// scheduler/server.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+)
+
+const defaultFile = "/etc/damselfly/scheduler.yaml"
+
+func main() {
+	if err := newRoot().ExecuteContext(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "error:", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+func exitCode(err error) int {
+	var interrupted *config.Interrupted
+	if errors.As(err, &interrupted) {
+		return interrupted.ExitCode()
+	}
+	return 1
+}
+
+// newRoot is the command with everything below it. Settings are flags of the
+// root, so that 'token create' finds the same state directory as 'serve'.
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "scheduler",
+		Short: "Run a Damselfly scheduler and look after its cluster",
+		Long: `scheduler decides which node reads which pieces from which source. It moves no
+image bytes and keeps nothing on disk but the cluster's CA and its join tokens.
+
+Settings come from flags, else from DAMSELFLY_* variables, else from the
+configuration file: 'scheduler config defaults' prints a file with every setting
+explained.`,
+		Example: `  scheduler serve --state-dir /var/lib/damselfly-scheduler
+  scheduler token create --role seed
+  scheduler token create --uses 100`,
+		Version:       config.ReadBuild().String(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	flags := root.PersistentFlags()
+	file := flags.String("config", "", "configuration file, YAML (default "+defaultFile+" if it exists)")
+	bound := DefaultConfig()
+	if err := config.Bind(flags, &bound); err != nil {
+		panic(err) // the struct tags of Config are wrong
+	}
+	options := func() config.Options {
+		return config.Options{File: *file, DefaultFile: defaultFile, Env: os.Environ(), Flags: flags}
+	}
+	openCA := func() (*identity.CA, error) {
+		cfg := DefaultConfig()
+		if _, err := config.Load(&cfg, options()); err != nil {
+			return nil, err
+		}
+		return identity.OpenCA(filepath.Join(cfg.StateDir, "ca"))
+	}
+	root.AddCommand(
+		newServeCommand(options),
+		newTokenCommand(openCA),
+		newNodeCommand(openCA),
+		config.Command(func() any { c := DefaultConfig(); return &c }, options),
+	)
+	return root
+}
+
+func newServeCommand(options func() config.Options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve",
+		Short: "Run the scheduler",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg := DefaultConfig()
+			loaded, err := config.Load(&cfg, options())
+			if err != nil {
+				return err
+			}
+			log, err := config.NewLogger(cfg.Log, c.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
+			for _, warning := range loaded.Warnings {
+				log.Warn("configuration", zap.String("warning", warning))
+			}
+			return config.RunUntilSignal(c.Context(), func(ctx context.Context) error { return serve(ctx, cfg, log) })
+		},
+	}
+}

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+	"github.com/damselfly-p2p/damselfly/scheduler/server"
+)
+
+// Config is everything that a scheduler can be told.
+type Config struct {
+	Listen   string           `yaml:"listen" doc:"Address of the scheduler. Every seed and node must be able to reach it; they need a certificate of this cluster, or a join token to get one."`
+	StateDir string           `yaml:"stateDir" doc:"Directory for the cluster's CA, the join tokens and the scheduler's own certificate. Keep it and back it up: without it every node must join anew."`
+	Trace    string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, to be decided again elsewhere. It grows with the cluster's traffic. Empty: none."`
+	Log      config.Log       `yaml:"log" doc:"What is logged, and how."`
+	Ops      config.OpsConfig `yaml:"ops" doc:"Where operators see how the scheduler is."`
+}
+
+// DefaultConfig is a scheduler's configuration where nothing else is said.
+func DefaultConfig() Config {
+	return Config{
+		Listen:   ":65000",
+		StateDir: "/var/lib/damselfly-scheduler",
+		Log:      config.DefaultLog(),
+		Ops:      config.OpsConfig{Listen: "127.0.0.1:65009"},
+	}
+}
+
+// Validate says what is wrong with c, and what to do.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Listen == "" {
+		errs = append(errs, errors.New("listen is empty; name an address, such as :65000"))
+	}
+	if c.StateDir == "" {
+		errs = append(errs, errors.New("stateDir is empty; name a directory that only this user may read"))
+	}
+	return errors.Join(errs...)
+}
+
+// serve runs the scheduler until ctx ends. It returns nil then, or what stopped
+// it.
+func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
+	reg := config.NewRegistry("scheduler")
+	ca, err := identity.OpenCA(filepath.Join(cfg.StateDir, "ca"))
+	if err != nil {
+		return err
+	}
+	id, err := ca.Self(filepath.Join(cfg.StateDir, "identity"), identity.RoleScheduler,
+		identity.Options{Log: log.Named("identity"), Registerer: reg})
+	if err != nil {
+		return err
+	}
+	issuer, err := ca.Server(identity.Options{Log: log.Named("identity"), Registerer: reg})
+	if err != nil {
+		return err
+	}
+	trace, closeTrace, err := openTrace(cfg.Trace)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeTrace()) }()
+	brain, err := server.New(server.Config{Caller: callers(ca, log), Trace: trace, Release: config.ReadBuild().Version}, log.Named("server"), reg)
+	if err != nil {
+		return err
+	}
+	ops := config.NewOps(cfg.Ops, reg, log.Named("ops"))
+	if _, err := ops.Listen(ctx); err != nil {
+		return err
+	}
+	listener, err := config.Listen(ctx, cfg.Listen, "--listen")
+	if err != nil {
+		return err
+	}
+	table := identity.MethodRoles()
+	srv := grpc.NewServer(
+		grpc.Creds(id.ServerCredentials()),
+		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)),
+		grpc.StreamInterceptor(identity.StreamInterceptor(table)),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(64),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
+	)
+	damselflyv1.RegisterIdentityServer(srv, issuer)
+	damselflyv1.RegisterSchedulerServer(srv, brain)
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return ops.Run(ctx) })
+	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return brain.Run(ctx) })
+	g.Go(func() error {
+		// Streams never end by themselves: nodes connect to the next scheduler.
+		stop := context.AfterFunc(ctx, srv.Stop)
+		defer stop()
+		return srv.Serve(listener)
+	})
+	log.Info("serving", zap.Stringer("address", listener.Addr()), zap.String("cluster", ca.Cluster()),
+		zap.String("release", config.ReadBuild().String()))
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// maxMessage holds a node's introduction: the links of a blob of a million pieces
+// take 32 MiB.
+const maxMessage = 64 << 20
+
+// callers says who attends: whoever has a certificate and was not denied since.
+func callers(ca *identity.CA, log *zap.Logger) func(context.Context) (id, role string, ok bool) {
+	return func(ctx context.Context) (string, string, bool) {
+		p, ok := identity.PeerFromContext(ctx)
+		if !ok {
+			return "", "", false
+		}
+		denied, err := ca.Denied(p.ID)
+		if err != nil {
+			log.Error("the list of denied nodes cannot be read; nobody is let in until it can", zap.Error(err))
+		}
+		return p.ID, string(p.Role), err == nil && !denied
+	}
+}
+
+// openTrace returns the file that events are appended to, and how to close it;
+// no writer when path is empty.
+func openTrace(path string) (io.Writer, func() error, error) {
+	if path == "" {
+		return nil, func() error { return nil }, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("trace: %w; name a file that this user may write", err)
+	}
+	return f, f.Close, nil
+}

@@ -1,0 +1,237 @@
+package server
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+	"github.com/damselfly-p2p/damselfly/scheduler/core"
+)
+
+// Bounds of what a node may say, beside those that its blobs set.
+const (
+	maxName  = 256  // address, registry, repository, place names
+	maxURL   = 8192 // bytes of an origin's URL
+	maxEvent = 4096 // events in one message
+)
+
+// decoder turns the messages of one node into events of the core. It checks
+// everything against the blob's layout before it allocates for it; an error names
+// the field.
+type decoder struct {
+	node string
+	seed bool
+}
+
+// attend reads the first event of a stream.
+func (d decoder) attend(m *damselflyv1.NodeMessage) (*core.Attend, error) {
+	if len(m.GetEvents()) == 0 {
+		return nil, fmt.Errorf("the first message must hold an attend event")
+	}
+	a := m.GetEvents()[0].GetAttend()
+	switch {
+	case a == nil:
+		return nil, fmt.Errorf("the first event must be attend")
+	case a.GetProtocol() != Protocol:
+		return nil, fmt.Errorf("attend.protocol: this scheduler speaks version %d, the node %d; run releases that are next to each other", Protocol, a.GetProtocol())
+	}
+	for name, v := range map[string]string{
+		"address": a.GetAddress(), "region": a.GetRegion(), "zone": a.GetZone(), "rack": a.GetRack(), "release": a.GetRelease(),
+	} {
+		if len(v) > maxName {
+			return nil, fmt.Errorf("attend.%s: %d bytes, at most %d are taken", name, len(v), maxName)
+		}
+	}
+	return &core.Attend{
+		Node: d.node, Seed: d.seed, Address: a.GetAddress(),
+		UploadSlots: int(min(a.GetUploadSlots(), 1<<16)), DownloadSlots: int(min(a.GetDownloadSlots(), 1<<16)),
+		Region: a.GetRegion(), Zone: a.GetZone(), Rack: a.GetRack(),
+	}, nil
+}
+
+// message is a node's message as the owner of the state takes it.
+type message struct {
+	events []core.Event
+	pings  []uint64
+}
+
+func (d decoder) message(m *damselflyv1.NodeMessage) (message, error) {
+	if len(m.GetEvents()) > maxEvent {
+		return message{}, fmt.Errorf("%d events in one message, at most %d are taken", len(m.GetEvents()), maxEvent)
+	}
+	out := message{events: make([]core.Event, 0, len(m.GetEvents()))}
+	for _, e := range m.GetEvents() {
+		if p := e.GetPing(); p != nil {
+			out.pings = append(out.pings, p.GetNumber())
+			continue
+		}
+		event, err := d.event(e)
+		if err != nil {
+			return message{}, err
+		}
+		if event != nil {
+			out.events = append(out.events, event)
+		}
+	}
+	return out, nil
+}
+
+// event is nil for an event that this release does not know.
+func (d decoder) event(e *damselflyv1.NodeEvent) (core.Event, error) {
+	switch e := e.GetEvent().(type) {
+	case *damselflyv1.NodeEvent_Attend:
+		return nil, fmt.Errorf("attend: only the first event of a stream may be one")
+	case *damselflyv1.NodeEvent_Want:
+		return d.want(e.Want)
+	case *damselflyv1.NodeEvent_Unwant:
+		g, err := digest("unwant", e.Unwant.GetDigest())
+		return &core.Unwant{Node: d.node, Digest: g}, err
+	case *damselflyv1.NodeEvent_Have:
+		return d.have(e.Have)
+	case *damselflyv1.NodeEvent_Drop:
+		g, err := digest("drop", e.Drop.GetDigest())
+		return &core.Drop{Node: d.node, Digest: g}, err
+	case *damselflyv1.NodeEvent_Done:
+		return &core.Done{
+			Node: d.node, Lease: e.Done.GetLease(), Bytes: int64(min(e.Done.GetBytes(), blob.MaxSize)),
+			Time: core.Time(min(e.Done.GetMicroseconds(), 1<<40)) * core.Microsecond,
+		}, nil
+	case *damselflyv1.NodeEvent_Failed:
+		return &core.Failed{
+			Node: d.node, Lease: e.Failed.GetLease(), Reason: core.Reason(min(max(e.Failed.GetReason(), 0), 255)),
+			Status:     int(min(e.Failed.GetStatus(), 999)),
+			RetryAfter: core.Time(min(e.Failed.GetRetryAfterMs(), uint64(24*time.Hour/time.Millisecond))) * core.Millisecond,
+		}, nil
+	}
+	return nil, nil
+}
+
+func (d decoder) want(w *damselflyv1.Want) (core.Event, error) {
+	g, l, err := layout("want", w.GetDigest(), w.GetSize())
+	if err != nil {
+		return nil, err
+	}
+	runs, err := runs("want.runs", l, w.GetRuns())
+	if err != nil {
+		return nil, err
+	}
+	from, err := origin(w.GetOrigin())
+	return &core.Want{Node: d.node, Digest: g, Size: l.Size(), Runs: runs, Origin: from}, err
+}
+
+func (d decoder) have(h *damselflyv1.Have) (core.Event, error) {
+	g, l, err := layout("have", h.GetDigest(), h.GetSize())
+	if err != nil {
+		return nil, err
+	}
+	runs, err := runs("have.runs", l, h.GetRuns())
+	if err != nil {
+		return nil, err
+	}
+	links := len(h.GetLinks()) / g.LinkSize()
+	if len(h.GetLinks())%g.LinkSize() != 0 || int64(h.GetFirstLink())+int64(links) > int64(l.Pieces()) {
+		return nil, fmt.Errorf("have.links: %d bytes from link %d; the blob has %d links of %d bytes",
+			len(h.GetLinks()), h.GetFirstLink(), l.Pieces(), g.LinkSize())
+	}
+	return &core.Have{
+		Node: d.node, Digest: g, Size: l.Size(), Runs: runs,
+		FirstLink: int(h.GetFirstLink()), Links: h.GetLinks(), Sealed: h.GetSealed(),
+	}, nil
+}
+
+func digest(field, s string) (blob.Digest, error) {
+	g, err := blob.ParseDigest(s)
+	if err != nil {
+		return "", fmt.Errorf("%s.%w", field, err)
+	}
+	return g, nil
+}
+
+func layout(field, s string, size uint64) (blob.Digest, blob.Layout, error) {
+	g, err := digest(field, s)
+	if err != nil {
+		return "", blob.Layout{}, err
+	}
+	if size > blob.MaxSize {
+		return "", blob.Layout{}, fmt.Errorf("%s.size: %d bytes, the largest blob has %d", field, size, int64(blob.MaxSize))
+	}
+	l, err := blob.NewLayout(int64(size))
+	return g, l, err
+}
+
+func runs(field string, l blob.Layout, wire []*damselflyv1.Run) ([]blob.Run, error) {
+	if len(wire) > l.Pieces() {
+		return nil, fmt.Errorf("%s: %d runs of a blob of %d pieces", field, len(wire), l.Pieces())
+	}
+	out := make([]blob.Run, 0, len(wire))
+	for _, r := range wire {
+		run := blob.Run{First: int(r.GetFirst()), Count: int(r.GetCount())}
+		if err := l.Check(run); err != nil {
+			return nil, fmt.Errorf("%s: %w", field, err)
+		}
+		out = append(out, run)
+	}
+	return out, nil
+}
+
+func origin(o *damselflyv1.Origin) (*core.Origin, error) {
+	if o == nil {
+		return nil, nil
+	}
+	for name, v := range map[string]string{"registry": o.GetRegistry(), "repository": o.GetRepository()} {
+		if len(v) > maxName {
+			return nil, fmt.Errorf("want.origin.%s: %d bytes, at most %d are taken", name, len(v), maxName)
+		}
+	}
+	if len(o.GetUrl()) > maxURL {
+		return nil, fmt.Errorf("want.origin.url: %d bytes, at most %d are taken", len(o.GetUrl()), maxURL)
+	}
+	return &core.Origin{
+		Kind: core.OriginKind(min(max(o.GetKind(), 0), 255)), Registry: o.GetRegistry(),
+		Repository: o.GetRepository(), URL: o.GetUrl(), Private: o.GetPrivate(),
+	}, nil
+}
+
+// encode is the wire form of a decision.
+func encode(d *core.Decision) *damselflyv1.Decision {
+	g := d.Digest.String()
+	switch d.Kind {
+	case core.Lease:
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Lease{Lease: encodeLease(d)}}
+	case core.Cancel:
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Cancel{Cancel: &damselflyv1.Cancel{Leases: []uint64{d.ID}}}}
+	case core.Queued:
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Queued{Queued: &damselflyv1.Queued{Digest: g}}}
+	case core.Revoke:
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Revoke{Revoke: &damselflyv1.Revoke{Digest: g}}}
+	case core.Tell:
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Tell{Tell: &damselflyv1.Tell{Digest: g}}}
+	default:
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Refuse{Refuse: &damselflyv1.Refuse{Digest: g, Reason: d.Reason}}}
+	}
+}
+
+func encodeLease(d *core.Decision) *damselflyv1.Lease {
+	l := &damselflyv1.Lease{
+		Id: d.ID, Digest: d.Digest.String(), Size: uint64(d.Size),
+		Run:        &damselflyv1.Run{First: uint32(d.Run.First), Count: uint32(d.Run.Count)},
+		DeadlineMs: uint64(d.Deadline / core.Millisecond), FirstLink: uint32(d.FirstLink), Links: d.Links,
+	}
+	if o := d.Origin; o != nil {
+		l.Origin = &damselflyv1.Origin{
+			Kind: damselflyv1.Origin_Kind(o.Kind), Registry: o.Registry, Repository: o.Repository, Url: o.URL, Private: o.Private,
+		}
+		l.OnBehalf = encodeHolder(d.OnBehalf)
+		return l
+	}
+	l.Holder = encodeHolder(d.Holder)
+	return l
+}
+
+func encodeHolder(p core.Peer) *damselflyv1.Holder {
+	if p.Node == "" {
+		return nil
+	}
+	return &damselflyv1.Holder{Node: p.Node, Address: p.Address}
+}

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+)
+
+// newTokenCommand makes, lists and revokes join tokens in the CA's directory,
+// beside a scheduler that runs or before one does.
+func newTokenCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "token",
+		Short: "Make, list and revoke join tokens",
+		Long: `A join token lets seeds and nodes into the cluster: it names the cluster's CA,
+so that they join no other, and buys a certificate that renews itself. Run these
+commands on the scheduler's machine, with its --state-dir.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(newTokenCreateCommand(openCA), newTokenListCommand(openCA), newTokenRevokeCommand(openCA))
+	return c
+}
+
+func newTokenCreateCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+	var (
+		role string
+		ttl  time.Duration
+		uses int
+	)
+	c := &cobra.Command{
+		Use:   "create",
+		Short: "Print a new join token",
+		Example: `  # 100 nodes may join within a day
+  scheduler token create --uses 100 > node.token
+
+  # One seed, within the hour
+  scheduler token create --role seed --ttl 1h > seed.token`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			parsed, err := identity.ParseRole(role)
+			if err != nil {
+				return err
+			}
+			ca, err := openCA()
+			if err != nil {
+				return err
+			}
+			token, err := ca.NewToken(parsed, ttl, uses)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), token)
+			return err
+		},
+	}
+	c.Flags().StringVar(&role, "role", string(identity.RoleNode), "what joins with it: node or seed")
+	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long it can be used")
+	c.Flags().IntVar(&uses, "uses", 1, "how many may join with it")
+	return c
+}
+
+func newTokenListCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+	output := "table"
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the join tokens, without their secrets",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			ca, err := openCA()
+			if err != nil {
+				return err
+			}
+			tokens, err := ca.Tokens()
+			if err != nil {
+				return err
+			}
+			switch output {
+			case "json":
+				enc := json.NewEncoder(c.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(tokens)
+			case "table":
+			default:
+				return fmt.Errorf("--output %q: must be table or json", output)
+			}
+			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+			_, err = fmt.Fprintln(w, "ID\tROLE\tUSES LEFT\tEXPIRES")
+			for _, t := range tokens {
+				_, e := fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", t.ID, t.Role, t.Uses, t.Expires.Format(time.RFC3339))
+				err = errors.Join(err, e)
+			}
+			return errors.Join(err, w.Flush())
+		},
+	}
+	c.Flags().StringVarP(&output, "output", "o", output, "table or json")
+	return c
+}
+
+func newTokenRevokeCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke ID",
+		Short: "Revoke a join token; who joined with it stays in",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			ca, err := openCA()
+			if err != nil {
+				return err
+			}
+			return ca.RevokeToken(args[0])
+		},
+	}
+}
+
+// newNodeCommand shuts nodes out of the cluster and lets them in again.
+func newNodeCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "node",
+		Short: "Shut a node out of the cluster, or let it in again",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	deny := &cobra.Command{
+		Use:   "deny PEER-ID",
+		Short: "Let a node neither join nor renew; its certificate runs out within a day",
+		Args:  cobra.ExactArgs(1),
+	}
+	allow := &cobra.Command{Use: "allow PEER-ID", Short: "Take a deny back", Args: cobra.ExactArgs(1)}
+	for cmd, do := range map[*cobra.Command]func(*identity.CA, string) error{deny: (*identity.CA).Deny, allow: (*identity.CA).Allow} {
+		cmd.RunE = func(_ *cobra.Command, args []string) error {
+			ca, err := openCA()
+			if err != nil {
+				return err
+			}
+			return do(ca, args[0])
+		}
+	}
+	c.AddCommand(deny, allow)
+	return c
+}
