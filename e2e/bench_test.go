@@ -1,0 +1,76 @@
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/damselfly-p2p/damselfly/e2e/cluster"
+	"github.com/damselfly-p2p/damselfly/e2e/origin"
+	"github.com/damselfly-p2p/damselfly/e2e/puller"
+	"github.com/damselfly-p2p/damselfly/e2e/sample"
+)
+
+// BenchmarkColdPull pulls new images by turns straight from the origin and
+// through one cold node, with an origin as fast as this machine and with one
+// behind a line of 1 Gbit/s. It reports the median of the pairs' ratios: 1.00 is
+// as fast as without Damselfly.
+//
+//	go test ./e2e -run '^$' -bench ColdPull -benchtime 15x
+func BenchmarkColdPull(b *testing.B) {
+	for _, row := range []struct {
+		name  string
+		rate  int // bytes a second, 0 for no bound
+		alone bool
+	}{
+		{"loopback/alone", 0, true},
+		{"loopback/with a seed", 0, false},
+		{"1 Gbit per s/alone", 117_000_000, true},
+		{"1 Gbit per s/with a seed", 117_000_000, false},
+	} {
+		b.Run(row.name, func(b *testing.B) {
+			o := startOrigin(b, origin.Public, false)
+			if row.rate > 0 {
+				o.Inject(origin.Rule{Fault: origin.Slow(origin.Rate(row.rate))})
+			}
+			if row.alone {
+				coldPull(b, o, startAlone(b, o).Nodes[0])
+			} else {
+				coldPull(b, o, startCluster(b, o, 1, 1).Nodes[0])
+			}
+		})
+	}
+}
+
+func coldPull(b *testing.B, o *origin.Origin, node *cluster.Member) {
+	pull := func(p *puller.Puller, repository string) float64 {
+		result, err := p.Pull(b.Context(), repository, "v1")
+		must(b, err)
+		return result.Elapsed.Seconds()
+	}
+	var direct, cold, ratios []float64
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		repository := fmt.Sprintf("app/bench%d-%d", i, b.N)
+		push(b, o, repository, sample.Large(), sample.OCI)
+		b.StartTimer()
+		// By turns, so that neither always finds the registry's files warmer.
+		var d, c float64
+		if i%2 == 0 {
+			d = pull(&puller.Puller{Base: o.URL}, repository)
+			c = pull(through(node), repository)
+		} else {
+			c = pull(through(node), repository)
+			d = pull(&puller.Puller{Base: o.URL}, repository)
+		}
+		direct, cold, ratios = append(direct, d), append(cold, c), append(ratios, c/d)
+	}
+	b.ReportMetric(median(direct), "direct-s")
+	b.ReportMetric(median(cold), "cold-s")
+	b.ReportMetric(median(ratios), "x-direct")
+}
+
+func median(values []float64) float64 {
+	slices.Sort(values)
+	return values[len(values)/2]
+}

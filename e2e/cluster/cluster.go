@@ -1,0 +1,251 @@
+// Package cluster runs Damselfly's own binaries as processes on loopback: a
+// scheduler, seeds and nodes with directories of their own. The end-to-end tests
+// and the demo start theirs by it.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/damselfly-p2p/damselfly/e2e/process"
+)
+
+// Config says which cluster to start.
+type Config struct {
+	// Dir is the cluster's own directory; Bin that of scheduler, seed and dfget.
+	Dir, Bin string
+	// Seeds and Nodes are how many there are.
+	Seeds, Nodes int
+	// Alone leaves the scheduler out: each node works by itself.
+	Alone bool
+	// Hosts says where registries are served.
+	Hosts []Host
+	// Intercept lists the registries that the nodes' HTTPS proxies serve.
+	Intercept []string
+	// LogLevel is info when empty.
+	LogLevel string
+}
+
+// Host is a registry by its name in image references and the URL of its server.
+type Host struct {
+	Name     string `yaml:"name"`
+	Endpoint string `yaml:"endpoint"`
+}
+
+// Cluster is a running cluster.
+type Cluster struct {
+	Scheduler    *Member
+	Seeds, Nodes []*Member
+
+	cfg Config
+}
+
+// Member is one process of a cluster. Its fields do not change once it is made;
+// a stopped member may be started again.
+type Member struct {
+	Name string
+	Role Role
+	// Dir holds the member's File (its configuration), its DataDir and its log.
+	Dir, File, DataDir string
+	// Mirror, Hub and Proxy are the URLs of a node's faces: for any registry, for
+	// Docker Hub alone, and as an HTTPS proxy, whose CA is in CAFile.
+	Mirror, Hub, Proxy, CAFile string
+	// Ops is the address of /metrics and /readyz, Peer that where other members
+	// reach this one.
+	Ops, Peer string
+
+	program string
+	args    []string
+	process *process.Process
+}
+
+// Bounds on how long a member may take.
+const (
+	startTimeout = 30 * time.Second
+	stopTimeout  = 15 * time.Second
+)
+
+// Start starts a cluster and waits until every member is ready. The caller
+// closes it.
+func Start(ctx context.Context, cfg Config) (*Cluster, error) {
+	c := &Cluster{cfg: cfg}
+	if err := c.start(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("start cluster: %w", err), c.Close())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context) error {
+	if !c.cfg.Alone {
+		scheduler, err := c.New(Member{Name: "scheduler", Role: Scheduler})
+		if err != nil {
+			return err
+		}
+		c.Scheduler = scheduler
+		if err := scheduler.Start(ctx); err != nil {
+			return err
+		}
+	}
+	for i := range c.cfg.Seeds {
+		if err := c.add(Seed, i+1); err != nil {
+			return err
+		}
+	}
+	for i := range c.cfg.Nodes {
+		if err := c.add(Node, i+1); err != nil {
+			return err
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, m := range append(append([]*Member(nil), c.Seeds...), c.Nodes...) {
+		group.Go(func() error { return m.Start(ctx) })
+	}
+	return group.Wait()
+}
+
+func (c *Cluster) add(role Role, number int) error {
+	m, err := c.New(Member{Name: fmt.Sprintf("%s%d", role, number), Role: role})
+	if err != nil {
+		return err
+	}
+	if role == Seed {
+		c.Seeds = append(c.Seeds, m)
+	} else {
+		c.Nodes = append(c.Nodes, m)
+	}
+	return nil
+}
+
+// New makes a member that does not run: its directory, its configuration, its
+// join token. Fields of like beside Name and Role may be set to choose directory
+// and addresses. The caller ends what it starts of it; Close does not.
+func (c *Cluster) New(like Member) (*Member, error) {
+	m := &like
+	if m.Dir == "" {
+		m.Dir = filepath.Join(c.cfg.Dir, m.Name)
+	}
+	if err := c.configure(m); err != nil {
+		return nil, err
+	}
+	program, args := m.command()
+	m.program, m.args = filepath.Join(c.cfg.Bin, program), args
+	if c.Scheduler == nil {
+		return m, nil
+	}
+	return m, c.token(m)
+}
+
+// token gets a join token for a member from the scheduler.
+func (c *Cluster) token(m *Member) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	out, err := process.Run(ctx, process.Spec{
+		Name: "token", Path: c.Scheduler.program, Args: c.Scheduler.tokenArgs(m.Role), Dir: m.Dir,
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(m.Dir, "token"), []byte(strings.TrimSpace(out)+"\n"), 0o600); err != nil {
+		return fmt.Errorf("keep join token: %w", err)
+	}
+	return nil
+}
+
+// Start starts a member that is not running and waits until it is ready.
+func (m *Member) Start(ctx context.Context) error {
+	if err := m.Launch(); err != nil {
+		return err
+	}
+	return m.Ready(ctx)
+}
+
+// Ready waits until a running member says that it is ready: it serves clients
+// and has joined its cluster.
+func (m *Member) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return m.process.Ready(ctx, process.Answers("http://"+m.Ops+"/readyz"))
+}
+
+// Launch starts a member that is not running and does not wait.
+func (m *Member) Launch() error {
+	p, err := process.Start(process.Spec{Name: m.Name, Path: m.program, Args: m.args, Dir: m.Dir})
+	if err != nil {
+		return err
+	}
+	m.process = p
+	return nil
+}
+
+// Wait waits until a running member ends by itself. It returns nil when that was
+// with code 0.
+func (m *Member) Wait(ctx context.Context) error {
+	err := m.process.Wait(ctx)
+	m.process = nil
+	return err
+}
+
+// Signal sends a signal to a running member.
+func (m *Member) Signal(sig os.Signal) error { return m.process.Signal(sig) }
+
+// Log is the last lines of what the member has written, over all its starts.
+func (m *Member) Log(lines int) string {
+	return process.Tail(filepath.Join(m.Dir, m.Name+".log"), lines)
+}
+
+// Stop ends a member by SIGTERM; it errs when it does not exit with code 0.
+func (m *Member) Stop() error {
+	if m.process == nil {
+		return nil
+	}
+	p := m.process
+	m.process = nil
+	return p.Stop(stopTimeout)
+}
+
+// Kill ends a member by SIGKILL.
+func (m *Member) Kill() {
+	if m.process != nil {
+		m.process.Kill()
+		m.process = nil
+	}
+}
+
+// Members are all members, the scheduler last.
+func (c *Cluster) Members() []*Member {
+	all := append(append([]*Member(nil), c.Nodes...), c.Seeds...)
+	if c.Scheduler != nil {
+		all = append(all, c.Scheduler)
+	}
+	return all
+}
+
+// Close ends every member that runs by SIGTERM. The error joins those of members
+// that did not exit with code 0 in time.
+func (c *Cluster) Close() error {
+	members := c.Members()
+	errs := make([]error, len(members))
+	var wait sync.WaitGroup
+	for i, m := range members {
+		wait.Go(func() { errs[i] = m.Stop() })
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// Logs is the end of what each member has written.
+func (c *Cluster) Logs(lines int) string {
+	var out strings.Builder
+	for _, m := range c.Members() {
+		fmt.Fprintf(&out, "--- %s\n%s\n", m.Name, m.Log(lines))
+	}
+	return out.String()
+}

@@ -1,0 +1,56 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// The values of Pulled's keys.
+const (
+	FromOrigin = "origin"
+	FromSeed   = "seed"
+	FromPeer   = "peer"
+	FromLocal  = "local"
+)
+
+// Pulled is how many bytes a member has pulled from each kind of source, by its
+// metric damselfly_pull_bytes_total.
+func (m *Member) Pulled(ctx context.Context) (map[string]int64, error) {
+	families, err := m.Metrics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int64{}
+	for _, metric := range families["damselfly_pull_bytes_total"].GetMetric() {
+		for _, label := range metric.GetLabel() {
+			if label.GetName() == "source" {
+				out[label.GetValue()] += int64(metric.GetCounter().GetValue())
+			}
+		}
+	}
+	return out, nil
+}
+
+// Metrics is what the member's /metrics shows, by name.
+func (m *Member) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.Ops+"/metrics", nil)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of %s: %w", m.Name, err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of %s: %w", m.Name, err)
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("metrics of %s: %w", m.Name, err)
+	}
+	return families, nil
+}

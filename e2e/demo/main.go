@@ -1,0 +1,205 @@
+// Command demo shows what Damselfly does, on one machine and without root: it
+// starts a registry, a scheduler, a seed and four nodes as real processes on
+// loopback, pulls one image through all nodes at once, and counts what the
+// registry had to send.
+//
+// KEEP=1 in the environment leaves everything running until Ctrl-C.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/damselfly-p2p/damselfly/e2e/cluster"
+	"github.com/damselfly-p2p/damselfly/e2e/origin"
+	"github.com/damselfly-p2p/damselfly/e2e/puller"
+	"github.com/damselfly-p2p/damselfly/e2e/sample"
+)
+
+const (
+	registryName = "registry.test"
+	repository   = "demo/app"
+	tag          = "v1"
+)
+
+func main() {
+	bin := flag.String("bin", "bin", "directory of the programs scheduler, seed and dfget")
+	nodes := flag.Int("nodes", 4, "how many nodes pull at once")
+	keep := flag.Bool("keep", os.Getenv("KEEP") != "", "leave everything running until Ctrl-C")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *bin, *nodes, *keep, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, bin string, nodes int, keep bool, out io.Writer) (err error) {
+	bin, err = filepath.Abs(bin)
+	if err != nil {
+		return err
+	}
+	for _, program := range []string{"scheduler", "seed", "dfget"} {
+		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
+			return fmt.Errorf("%w; build the programs first (make build) or name their directory with -bin", err)
+		}
+	}
+	dir, err := os.MkdirTemp("", "damselfly-demo-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
+	front, img, err := startRegistry(ctx)
+	if err != nil {
+		return err
+	}
+	defer front.Close()
+	fmt.Fprintf(out, "registry  %s (known as %s), image %s:%s: %d layers, %s\n",
+		front.URL, registryName, repository, tag, len(img.Native.Layers), size(img.Native.LayerBytes()))
+
+	c, err := cluster.Start(ctx, cluster.Config{
+		Dir: dir, Bin: bin, Seeds: 1, Nodes: nodes,
+		Hosts: []cluster.Host{{Name: registryName, Endpoint: front.URL}},
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	fmt.Fprintf(out, "cluster   1 scheduler, 1 seed, %d nodes; pulling through all nodes at once\n\n", nodes)
+
+	results, err := pull(ctx, c, img)
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, c.Logs(10))
+	}
+	if err := report(ctx, out, c, results, img); err != nil {
+		return err
+	}
+	ratio := printRatio(out, front, img)
+	if keep {
+		explain(out, c, dir)
+		<-ctx.Done()
+	}
+	if ratio > 1.02 {
+		return fmt.Errorf("the origin was asked for more than its layers once\n%s", c.Logs(10))
+	}
+	return nil
+}
+
+// startRegistry starts a registry in this process, with an image of two
+// architectures in it.
+func startRegistry(ctx context.Context) (*origin.Front, *sample.Image, error) {
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	front, err := origin.NewHandlerFront(handler, origin.NewCounter())
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := sample.New("demo", sample.Large(), sample.OCI)
+	if err == nil {
+		err = img.Push(ctx, front.URL, repository, tag, "")
+	}
+	if err != nil {
+		front.Close()
+		return nil, nil, err
+	}
+	front.Reset()
+	return front, img, nil
+}
+
+// pull pulls the image through every node at once.
+func pull(ctx context.Context, c *cluster.Cluster, img *sample.Image) ([]puller.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	results := make([]puller.Result, len(c.Nodes))
+	group, ctx := errgroup.WithContext(ctx)
+	for i, n := range c.Nodes {
+		group.Go(func() error {
+			p := puller.Puller{Base: n.Mirror, Registry: registryName}
+			result, err := p.Pull(ctx, repository, tag)
+			if err != nil {
+				return fmt.Errorf("%s: %w", n.Name, err)
+			}
+			if result.Index != img.Index.Digest {
+				return fmt.Errorf("%s: pulled %s, want %s", n.Name, result.Index, img.Index.Digest)
+			}
+			results[i] = result
+			return nil
+		})
+	}
+	return results, group.Wait()
+}
+
+// report prints where each node had its bytes from.
+func report(ctx context.Context, out io.Writer, c *cluster.Cluster, results []puller.Result, img *sample.Image) error {
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "node\tseconds\tfrom origin\tfrom seed\tfrom peers\t")
+	for i, n := range c.Nodes {
+		pulled, err := n.Pulled(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s\t%.2f\t%s\t%s\t%s\t\n", n.Name, results[i].Elapsed.Seconds(),
+			size(pulled[cluster.FromOrigin]), size(pulled[cluster.FromSeed]), size(pulled[cluster.FromPeer]))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "\nevery digest verified on every node: %s\n", img.Index.Digest)
+	return err
+}
+
+// printRatio prints how often the origin sent the image's layers.
+func printRatio(out io.Writer, front *origin.Front, img *sample.Image) float64 {
+	var digests []string
+	for _, l := range img.Native.Layers {
+		digests = append(digests, l.Digest)
+	}
+	sent, want := front.Counts().Bytes(digests...), img.Native.LayerBytes()
+	ratio := float64(sent) / float64(want)
+	fmt.Fprintf(out, "the registry sent %s of layers for an image of %s\norigin ratio: %.2f\n", size(sent), size(want), ratio)
+	return ratio
+}
+
+// explain tells how to pull from the running nodes.
+func explain(out io.Writer, c *cluster.Cluster, dir string) {
+	fmt.Fprintf(out, "\nStill running; Ctrl-C ends it. Configurations and logs are in %s.\nPull through a node yourself:\n", dir)
+	for i, n := range c.Nodes {
+		image := strings.TrimPrefix(n.Mirror, "http://") + "/" + registryName + "/" + repository + ":" + tag
+		command := []string{
+			"ctr images pull --plain-http " + image,
+			"skopeo copy --src-tls-verify=false docker://" + image + " dir:/tmp/damselfly-demo-image",
+			"podman pull --tls-verify=false " + image,
+			"docker pull " + image,
+		}[i%4]
+		fmt.Fprintf(out, "  %s: %s\n", n.Name, command)
+	}
+	fmt.Fprintf(out, "Numbers of a node: curl http://%s/metrics\n", c.Nodes[0].Ops)
+}
+
+// size prints a number of bytes for people.
+func size(n int64) string {
+	switch {
+	case n >= 1e6:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	case n >= 1e3:
+		return fmt.Sprintf("%.1f kB", float64(n)/1e3)
+	default:
+		return fmt.Sprintf("%d B", n)
+	}
+}

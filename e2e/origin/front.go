@@ -1,0 +1,159 @@
+// Package origin starts registries for the end-to-end tests: the distribution
+// registry, open or behind a password or a token realm, with its blobs in files
+// or in a bucket to which it redirects. In front of each stands a proxy that
+// counts what is asked and sent, and that misbehaves on request. Its counters
+// are what the tests judge by.
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"slices"
+	"sync"
+)
+
+// Front is a reverse proxy in front of an HTTP server: it counts, and it injects
+// faults. It is safe for concurrent use.
+type Front struct {
+	// URL is where it listens, http://127.0.0.1:port.
+	URL string
+	*Counter
+
+	server *http.Server
+	next   http.Handler
+
+	mu    sync.Mutex
+	rules []*Rule
+}
+
+// Rule makes a front misbehave.
+type Rule struct {
+	// Match says for which requests; nil is all.
+	Match func(*http.Request) bool
+	// Times is how many requests it changes, 0 for no end.
+	Times int
+	// Fault is what happens to them.
+	Fault Fault
+}
+
+// NewFront starts a front of the server at upstream; counter may be shared with
+// other fronts. The caller closes it.
+func NewFront(upstream string, counter *Counter) (*Front, error) {
+	target, err := url.Parse(upstream)
+	if err != nil {
+		return nil, fmt.Errorf("front of %s: %w", upstream, err)
+	}
+	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
+	return NewHandlerFront(&httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.SetURL(target)
+			p.Out.Host = p.In.Host // a presigned URL signs it
+		},
+		Transport:     transport,
+		FlushInterval: -1,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			if !errors.Is(err, context.Canceled) {
+				w.WriteHeader(http.StatusBadGateway)
+			}
+		},
+	}, counter)
+}
+
+// NewHandlerFront starts a front of a handler in this process.
+func NewHandlerFront(next http.Handler, counter *Counter) (*Front, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("front: %w", err)
+	}
+	f := &Front{URL: "http://" + listener.Addr().String(), Counter: counter, next: next}
+	f.server = &http.Server{Handler: f}
+	go func() { _ = f.server.Serve(listener) }()
+	return f, nil
+}
+
+// Host is the host:port of URL.
+func (f *Front) Host() string { return f.URL[len("http://"):] }
+
+// Close stops the front and cuts every connection.
+func (f *Front) Close() { _ = f.server.Close() }
+
+// Inject adds a rule. The first rule that matches a request is the only one that
+// changes it. The returned function removes the rule.
+func (f *Front) Inject(rule Rule) (remove func()) {
+	r := &rule
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = append(f.rules, r)
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.rules = slices.DeleteFunc(f.rules, func(o *Rule) bool { return o == r })
+	}
+}
+
+// fault takes the rule for a request and uses it up by one.
+func (f *Front) fault(r *http.Request) Fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, rule := range f.rules {
+		if rule.Match != nil && !rule.Match(r) {
+			continue
+		}
+		if rule.Times > 0 {
+			if rule.Times--; rule.Times == 0 {
+				f.rules = slices.Delete(f.rules, i, i+1)
+			}
+		}
+		return rule.Fault
+	}
+	return nil
+}
+
+// ServeHTTP answers a request.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	counted := &countingWriter{ResponseWriter: w, request: r, counter: f.Counter}
+	if fault := f.fault(r); fault != nil {
+		fault(counted, r, f.next)
+	} else {
+		f.next.ServeHTTP(counted, r)
+	}
+	counted.finish()
+}
+
+// countingWriter tells the counter what passes.
+type countingWriter struct {
+	http.ResponseWriter
+	request *http.Request
+	counter *Counter
+	status  int
+}
+
+func (w *countingWriter) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+		w.counter.answered(w.request, w.Header(), status)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *countingWriter) Write(b []byte) (int, error) {
+	w.finish()
+	n, err := w.ResponseWriter.Write(b)
+	w.counter.sent(w.request, w.status, n)
+	return n, err
+}
+
+// finish sends the header if nothing has.
+func (w *countingWriter) finish() {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

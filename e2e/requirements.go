@@ -1,0 +1,137 @@
+// Package e2e tests Damselfly as its users run it: real registries, real
+// container runtimes, the real binaries as processes, and faults. The origin's
+// own counters are the judge.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/damselfly-p2p/damselfly/e2e/client"
+)
+
+// Programs are all the files that the tests run.
+type Programs struct {
+	client.Programs
+	// Registry and Gateway are distribution's registry and versitygw.
+	Registry, Gateway string
+}
+
+// Prepare makes the machine ready for the tests: it installs missing Debian
+// packages where it may (e2e/install.sh) and builds the tools that tools/e2e
+// pins. root is the repository. What was built before is used again. The error
+// names everything that is missing.
+func Prepare(ctx context.Context, root string) (Programs, error) {
+	if err := errors.Join(needRoot(), needPackages(ctx, root)); err != nil {
+		return Programs{}, fmt.Errorf("the end-to-end tests cannot run here:\n%w", err)
+	}
+	tools := cache("tools")
+	if err := build(ctx, filepath.Join(root, "tools", "e2e"), tools, nil, "tool"); err != nil {
+		return Programs{}, err
+	}
+	p := Programs{Registry: filepath.Join(tools, "registry"), Gateway: filepath.Join(tools, "versitygw")}
+	p.Containerd2 = filepath.Join(tools, "containerd")
+	for program, file := range map[string]*string{
+		"containerd": &p.Containerd, "ctr": &p.Ctr, "dockerd": &p.Dockerd, "podman": &p.Podman, "skopeo": &p.Skopeo,
+	} {
+		path, err := exec.LookPath(program)
+		if err != nil {
+			return Programs{}, err
+		}
+		*file = path
+	}
+	return p, nil
+}
+
+// Build builds scheduler, seed and dfget from the repository at root, with the
+// race detector if race is set, and returns their directory.
+func Build(ctx context.Context, root string, race bool) (string, error) {
+	bin, flags := cache("bin"), []string(nil)
+	if race {
+		bin, flags = cache("bin-race"), []string{"-race"}
+	}
+	return bin, build(ctx, root, bin, flags, "./scheduler", "./seed", "./dfget")
+}
+
+// cache is a directory for what is built.
+func cache(name string) string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		dir = os.TempDir()
+	}
+	return filepath.Join(dir, "damselfly-e2e", name)
+}
+
+// packages are the Debian packages whose programs the tests run.
+func packages() map[string][]string {
+	return map[string][]string{
+		"containerd": {"containerd", "ctr"},
+		"docker.io":  {"dockerd"},
+		"runc":       {"runc"},
+		"podman":     {"podman"},
+		"skopeo":     {"skopeo"},
+		"util-linux": {"mount"},
+	}
+}
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("root: container runtimes mount layers; run the tests as root or in a privileged container")
+	}
+	return nil
+}
+
+// needPackages errs with the packages that are missing and could not be
+// installed.
+func needPackages(ctx context.Context, root string) error {
+	missing := missingPackages()
+	if len(missing) == 0 {
+		return nil
+	}
+	var install error
+	if _, err := exec.LookPath("apt-get"); err == nil && os.Geteuid() == 0 {
+		cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{filepath.Join(root, "e2e", "install.sh")}, missing...)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			install = fmt.Errorf("e2e/install.sh: %w\n%s", err, out)
+		}
+		missing = missingPackages()
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("packages: apt-get install %s", strings.Join(missing, " ")), install)
+}
+
+func missingPackages() []string {
+	var missing []string
+	for name, programs := range packages() {
+		for _, program := range programs {
+			if _, err := exec.LookPath(program); err != nil {
+				missing = append(missing, name)
+				break
+			}
+		}
+	}
+	slices.Sort(missing)
+	return missing
+}
+
+// build builds Go packages of the module in dir into the directory out.
+func build(ctx context.Context, dir, out string, flags []string, names ...string) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return fmt.Errorf("build %s: %w", strings.Join(names, " "), err)
+	}
+	args := append([]string{"build", "-o", out + string(filepath.Separator)}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, names...)...)
+	cmd.Dir = dir
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s in %s: %w\n%s", strings.Join(names, " "), dir, err, output)
+	}
+	return nil
+}
