@@ -92,6 +92,9 @@ func (s *Server) take(e envelope) {
 	for _, event := range e.message.events {
 		s.apply(event)
 	}
+	if len(e.message.pings) > 0 {
+		s.sendOut() // a pong says that what came before it was decided
+	}
 	for _, n := range e.message.pings {
 		a.put(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
 	}
