@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
@@ -194,29 +195,59 @@ func (m *Manager) readOrigin(ctx context.Context, t *task, ref origin.Ref, heade
 	return n, nil
 }
 
+// stream reads one run from the origin: one goroutine takes the next pieces off
+// the line while this one verifies and writes those before.
 func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header http.Header, run blob.Run) (n int64, err error) {
 	l := t.blob.Layout()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	body, err := m.origins.Read(ctx, ref, header, l.Size(), l.Offset(run.First), l.Bytes(run))
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = body.Close() }() // read to where it was wanted
-	buf := m.buffer(int(l.PieceLength()))
-	defer m.pieces.Put(buf)
-	for i := run.First; i < run.End(); i++ {
-		piece := (*buf)[:l.Length(i)]
-		if _, err := io.ReadFull(body, piece); err != nil {
-			return n, err
+	line := make(chan *[]byte, readAhead)
+	var g errgroup.Group
+	g.Go(func() error {
+		defer close(line)
+		defer func() { _ = body.Close() }() // read to where it was wanted
+		for i := run.First; i < run.End(); i++ {
+			buf := m.buffer(int(l.PieceLength()))
+			*buf = (*buf)[:l.Length(i)]
+			if _, err := io.ReadFull(body, *buf); err != nil {
+				m.pieces.Put(buf)
+				return err
+			}
+			select {
+			case line <- buf:
+			case <-ctx.Done():
+				m.pieces.Put(buf)
+				return context.Cause(ctx)
+			}
 		}
-		if err := t.blob.Extend(i, piece); err != nil {
-			return n, err
+		return nil
+	})
+	i := run.First
+	for buf := range line {
+		if err == nil {
+			if err = t.blob.Extend(i, *buf); err == nil {
+				n += int64(len(*buf))
+				m.bytes.WithLabelValues("origin").Add(float64(len(*buf)))
+				m.have(t, i, true)
+			} else {
+				cancel()
+			}
 		}
-		n += int64(len(piece))
-		m.bytes.WithLabelValues("origin").Add(float64(len(piece)))
-		m.have(t, i, true)
+		m.pieces.Put(buf)
+		i++
 	}
-	return n, nil
+	if readErr := g.Wait(); err == nil {
+		err = readErr
+	}
+	return n, err
 }
+
+// readAhead is how many pieces of an origin wait in memory to be verified.
+const readAhead = 1
 
 func (m *Manager) buffer(n int) *[]byte {
 	if b, ok := m.pieces.Get().(*[]byte); ok && cap(*b) >= n {
