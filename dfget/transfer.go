@@ -12,6 +12,7 @@ import (
 	"github.com/damselfly-p2p/damselfly/dfget/image"
 	"github.com/damselfly-p2p/damselfly/dfget/layout"
 	"github.com/damselfly-p2p/damselfly/dfget/partial"
+	"github.com/damselfly-p2p/damselfly/dfget/progress"
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
@@ -140,10 +141,7 @@ func shortDigest(d specs.Descriptor) string {
 	return blob.Digest(d.Digest).Hex()[:12]
 }
 
-func (t *transfer) fetchBlob(ctx context.Context, d specs.Descriptor, item interface {
-	fetch.Watch
-	End()
-}) (fetch.Result, error) {
+func (t *transfer) fetchBlob(ctx context.Context, d specs.Descriptor, item *progress.Item) (fetch.Result, error) {
 	w := t.want(d)
 	held, err := t.dir.Holds(w.Digest, w.Size)
 	if err != nil {
@@ -204,6 +202,14 @@ func (t *transfer) write(ctx context.Context) error {
 	if t.o.format == formatDockerArchive {
 		a.Docker = t.o.dockerImage(t.img.single)
 	}
+	if err := t.pack(ctx, a); err != nil {
+		return err
+	}
+	return t.dir.Remove()
+}
+
+// pack writes the archive beside its name and gives it that name.
+func (t *transfer) pack(ctx context.Context, a layout.Archive) error {
 	dir, name, err := partial.Locate(t.o.path)
 	if err != nil {
 		return err
@@ -217,26 +223,32 @@ func (t *transfer) write(ctx context.Context) error {
 	if err := f.Reset(); err != nil {
 		return err
 	}
-	if err := t.dir.Pack(&interruptible{ctx: ctx, File: f}, a); err != nil {
+	size := int64(0)
+	for _, d := range a.Blobs {
+		size += d.Size
+	}
+	item := t.s.tracker.Local("packing", size)
+	if err := t.dir.Pack(&packed{ctx: ctx, File: f, item: item}, a); err != nil {
 		return errors.Join(err, f.Discard())
 	}
-	if err := f.Commit(0o666 &^ t.s.p.Umask); err != nil {
-		return err
-	}
-	return t.dir.Remove()
+	item.End()
+	return f.Commit(0o666 &^ t.s.p.Umask)
 }
 
-// interruptible is a file whose writing ends with a context.
-type interruptible struct {
+// packed is a file whose writing is shown and ends with a context.
+type packed struct {
 	ctx context.Context
 	*partial.File
+	item *progress.Item
 }
 
-func (w *interruptible) Write(b []byte) (int, error) {
+func (w *packed) Write(b []byte) (int, error) {
 	if w.ctx.Err() != nil {
 		return 0, context.Cause(w.ctx)
 	}
-	return w.File.Write(b)
+	n, err := w.File.Write(b)
+	w.item.Add(int64(n))
+	return n, err
 }
 
 func (t *transfer) report() *pullReport {

@@ -90,6 +90,7 @@ func (d *Dir) Commit(entry specs.Descriptor) error {
 	if err := d.parent.Rename(d.hidden, d.name); err != nil {
 		return fmt.Errorf("rename %s to %s: %w", d.hidden, d.path, err)
 	}
+	d.hidden = ""
 	return partial.SyncDir(d.parent)
 }
 

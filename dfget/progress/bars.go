@@ -12,7 +12,7 @@ const refresh = 150 * time.Millisecond
 
 // runBars draws one bar an item and, once there are several, one of them all.
 func (t *Tracker) runBars(ctx context.Context) {
-	p := mpb.New(mpb.WithOutput(t.cfg.Out), mpb.WithAutoRefresh(), mpb.WithRefreshRate(refresh), mpb.WithWidth(40))
+	p := mpb.New(mpb.WithOutput(t.cfg.Out), mpb.WithAutoRefresh(), mpb.WithRefreshRate(refresh))
 	b := &bars{progress: p}
 	tick := time.NewTicker(refresh)
 	defer tick.Stop()

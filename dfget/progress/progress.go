@@ -53,6 +53,7 @@ func New(cfg Config) *Tracker {
 // Item is one thing under way. Its methods are safe for concurrent use.
 type Item struct {
 	name    string
+	local   bool
 	size    atomic.Int64 // below zero unknown
 	done    atomic.Int64
 	fetched atomic.Int64
@@ -62,6 +63,17 @@ type Item struct {
 // Item adds something to follow. size is below zero when unknown.
 func (t *Tracker) Item(name string, size int64) *Item {
 	i := &Item{name: name}
+	i.size.Store(size)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.items = append(t.items, i)
+	return i
+}
+
+// Local adds work on this machine alone, such as packing. It is shown but is no
+// part of the totals.
+func (t *Tracker) Local(name string, size int64) *Item {
+	i := &Item{name: name, local: true}
 	i.size.Store(size)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -88,6 +100,9 @@ func (i *Item) End() { i.ended.Store(true) }
 // one size is unknown), bytes fetched in this run, and how many items are whole.
 func (t *Tracker) Totals() (done, size, fetched int64, ended, items int) {
 	for _, i := range t.list() {
+		if i.local {
+			continue
+		}
 		done += i.done.Load()
 		fetched += i.fetched.Load()
 		items++
@@ -136,7 +151,13 @@ func (t *Tracker) runPlain(ctx context.Context) {
 		}
 		rate := float64(fetched-last) / t.cfg.Every.Seconds()
 		last = fetched
-		fmt.Fprintln(t.cfg.Out, plainLine(done, size, rate, ended, items))
+		line := plainLine(done, size, rate, ended, items)
+		for _, i := range t.list() {
+			if i.local && !i.ended.Load() {
+				line = fmt.Sprintf("%s: %s of %s", i.name, Bytes(i.done.Load()), Bytes(i.size.Load()))
+			}
+		}
+		fmt.Fprintln(t.cfg.Out, line)
 	}
 }
 
