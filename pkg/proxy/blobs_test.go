@@ -262,11 +262,14 @@ func TestErrorAfterTheFirstByteCutsTheBody(t *testing.T) {
 		if w.logs.FilterMessage("response cut short").Len() != 1 {
 			t.Error("nothing in the log")
 		}
+		if n := w.metric("damselfly_pulls_total/short"); n != 1 {
+			t.Errorf("counted %v short bodies", n)
+		}
 	}
 }
 
 func TestClientThatGoesDoesNotTouchOthers(t *testing.T) {
-	data := noise(1_000_000)
+	data := noise(16 << 20) // more than the sockets' buffers take
 	w, b, path := blobWorld(t, data, 100_000, nil)
 	ctx, leave := context.WithCancel(t.Context())
 	gone := start(t, ctx, w.main.URL+path, "Range: bytes=0-")
@@ -275,13 +278,16 @@ func TestClientThatGoesDoesNotTouchOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	leave()
-	b.Arrive(1_000_000)
+	b.Arrive(int64(len(data)))
 	if body, err := io.ReadAll(stays.Body); err != nil || !bytes.Equal(body, data) {
 		t.Fatalf("%d bytes, %v", len(body), err)
 	}
 	w.main.Close()
 	if n := w.logs.FilterLevelExact(1).Len() + w.logs.FilterLevelExact(2).Len(); n != 0 { // warn, error
 		t.Errorf("a client's leaving is logged as a fault: %v", w.logs.All())
+	}
+	if gone, served := w.metric("damselfly_pulls_total/aborted"), w.metric("damselfly_pulls_total/miss"); gone != 1 || served != 1 {
+		t.Errorf("counted %v aborted, %v served", gone, served)
 	}
 }
 
@@ -312,7 +318,7 @@ func TestChunkedFetch(t *testing.T) {
 }
 
 func TestClientThatReadsNothingIsDropped(t *testing.T) {
-	data := noise(64 << 20)
+	data := noise(16 << 20)
 	for _, have := range []int64{int64(len(data)), int64(len(data)) - 1} {
 		w, _, path := blobWorld(t, data, have, func(c *proxy.Config) { c.WriteTimeout = 50 * time.Millisecond })
 		conn, err := net.Dial("tcp", w.main.Listener.Addr().String())

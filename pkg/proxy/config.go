@@ -63,8 +63,7 @@ type Config struct {
 	// short body. Default 3 s.
 	HeaderWait time.Duration `yaml:"headerWait" doc:"longest wait for a blob's first byte before its headers are sent"`
 	// OriginTimeout bounds one question to an origin (HEAD, tag, manifest) and the
-	// wait for a whole manifest. Default 20 s, which is
-	// below the patience of containerd.
+	// wait for a whole manifest. Default 20 s: containerd gives up after 30 s.
 	OriginTimeout time.Duration `yaml:"originTimeout" doc:"longest wait for an origin's answer about a tag, a manifest or a permission"`
 	// WriteTimeout is how long a client may take nothing of a response until its
 	// connection is closed. Default 60 s.

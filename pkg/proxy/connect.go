@@ -144,15 +144,8 @@ func (p *Proxy) hijack(w http.ResponseWriter) (net.Conn, error) {
 		(&apiError{status: http.StatusInternalServerError, code: codeUnsupported, message: "CONNECT needs HTTP/1.1"}).write(w)
 		return nil, err
 	}
-	p.mu.Lock()
-	p.conns[conn] = struct{}{}
-	closed := p.closed
-	p.mu.Unlock()
 	_ = conn.SetWriteDeadline(time.Now().Add(handshakeTimeout))
 	_, err = conn.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n"))
-	if err == nil && closed {
-		err = errClosed
-	}
 	if err != nil {
 		p.release(conn)
 		return nil, err
@@ -166,13 +159,7 @@ func (p *Proxy) hijack(w http.ResponseWriter) (net.Conn, error) {
 
 // release closes what hijack returned.
 func (p *Proxy) release(conn net.Conn) {
-	if b, ok := conn.(*bufferedConn); ok {
-		conn = b.Conn
-	}
 	_ = conn.Close()
-	p.mu.Lock()
-	delete(p.conns, conn)
-	p.mu.Unlock()
 	p.leave()
 }
 

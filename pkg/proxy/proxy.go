@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -111,7 +110,6 @@ type Proxy struct {
 	mu      sync.Mutex
 	closed  bool
 	running sync.WaitGroup // of what outlives a request's handler, and of hijacked connections
-	conns   map[net.Conn]struct{}
 }
 
 // New checks cfg and makes a proxy. With Config.CADir it creates or reads the CA
@@ -131,7 +129,6 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 		grants: newLRU[grantKey, grant](cfg.GrantEntries),
 		infos:  newLRU[place, info](cfg.GrantEntries),
 		tags:   newLRU[tagKey, resolved](4096),
-		conns:  map[net.Conn]struct{}{},
 	}
 	_, _ = rand.Read(p.key[:]) // never fails (crypto/rand)
 	if p.cfg.DefaultRegistry, err = origin.ParseRegistry(cfg.DefaultRegistry); err != nil {
@@ -197,9 +194,6 @@ func (p *Proxy) Server(h http.Handler) *http.Server {
 func (p *Proxy) Close() error {
 	p.mu.Lock()
 	p.closed = true
-	for c := range p.conns {
-		_ = c.Close()
-	}
 	p.mu.Unlock()
 	p.cancel()
 	var err error

@@ -32,7 +32,8 @@ func (p *Proxy) face(f face) http.Handler {
 				errInternal().write(w)
 			}
 		}()
-		p.conclude(w, r, t, p.serve(f, w, r, &t))
+		err := p.serve(f, w, r, &t)
+		p.conclude(w, r, t, err)
 	})
 }
 

@@ -33,7 +33,10 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request, addr string) {
 		return
 	}
 	defer p.release(near)
-	defer context.AfterFunc(p.base, func() { _ = far.Close() })()
+	defer context.AfterFunc(p.base, func() {
+		_ = far.Close()
+		_ = near.Close()
+	})()
 	up := make(chan struct{})
 	go func() {
 		defer close(up)

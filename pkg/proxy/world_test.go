@@ -285,6 +285,31 @@ func (w *world) serve(h http.Handler) *httptest.Server {
 	return s
 }
 
+// metric is a counter, or the count of a histogram, by "name/label value".
+func (w *world) metric(key string) float64 {
+	w.t.Helper()
+	families, err := w.metrics.Gather()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += "/" + l.GetValue()
+			}
+			switch {
+			case name != key:
+			case m.GetHistogram() != nil:
+				return float64(m.GetHistogram().GetSampleCount())
+			default:
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return -1
+}
+
 // got is a response that was read.
 type got struct {
 	status int
