@@ -88,8 +88,10 @@ type Manager struct {
 	pieces    sync.Pool
 	running   sync.WaitGroup
 
+	ctx  context.Context // of every task; ended by Run
+	stop context.CancelCauseFunc
+
 	mu    sync.Mutex
-	ctx   context.Context // set by Run; nil before it and after its end
 	tasks map[blob.Digest]*task
 }
 
@@ -125,7 +127,7 @@ var (
 	errRecalled = errors.New("the scheduler took the lease back")
 )
 
-// New returns a manager; Run must run for it to work. reg may be nil.
+// New returns a manager. Run ends it. reg may be nil.
 func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.Logger, reg prometheus.Registerer) *Manager {
 	cfg.setDefaults()
 	m := &Manager{
@@ -137,6 +139,7 @@ func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.
 			Name: "damselfly_origin_fallback_total", Help: "Reads of an origin that this node granted itself because no scheduler did.",
 		}),
 	}
+	m.ctx, m.stop = context.WithCancelCause(context.Background())
 	for _, source := range []string{"origin", "seed", "peer"} {
 		m.bytes.WithLabelValues(source)
 	}
@@ -146,17 +149,12 @@ func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.
 	return m
 }
 
-// Run lets tasks run until ctx ends, then ends them and waits for them.
+// Run waits for ctx to end, then ends the tasks and waits for them. Blobs that are
+// opened afterwards get ErrClosed.
 func (m *Manager) Run(ctx context.Context) error {
-	m.mu.Lock()
-	m.ctx = ctx
-	m.mu.Unlock()
 	<-ctx.Done()
 	m.mu.Lock()
-	m.ctx = nil
-	for _, t := range m.tasks {
-		t.end(ErrClosed)
-	}
+	m.stop(ErrClosed)
 	m.mu.Unlock()
 	m.running.Wait()
 	return ctx.Err()
@@ -196,7 +194,7 @@ func (m *Manager) Dropped(d blob.Digest) {
 // start begins a task for b, which the task uses until it ends. The caller holds
 // mu.
 func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*task, error) {
-	if m.ctx == nil {
+	if m.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
 	ctx, end := context.WithCancelCause(m.ctx)
