@@ -128,7 +128,11 @@ func TestSchedulerKilled(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("the origin sent %.2f times the layer that was under way", float64(o.Counts().BlobBytes[layer.Digest])/float64(layer.Size()))
+	ratio := float64(o.Counts().BlobBytes[layer.Digest]) / float64(layer.Size())
+	t.Logf("the origin sent %.2f times the layer that was under way", ratio)
+	if ratio > 3 {
+		t.Error("more than the seed and the two nodes read the whole layer from the origin")
+	}
 
 	second := push(t, o, "app/second", sample.Medium(), sample.OCI)
 	pullAll(t, c.Nodes, second, "app/second")
@@ -209,11 +213,15 @@ func TestSeedKilled(t *testing.T) {
 		}
 	}
 	c.Seeds[reader].Kill()
+	killed := time.Now()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	ratio := float64(o.Counts().BlobBytes[layer.Digest]) / float64(layer.Size())
-	t.Logf("the origin sent %.2f times the layer", ratio)
+	ratio, took := float64(o.Counts().BlobBytes[layer.Digest])/float64(layer.Size()), time.Since(killed)
+	t.Logf("the origin sent %.2f times the layer; %.1f s after the seed's death all had it", ratio, took.Seconds())
+	if took > 15*time.Second {
+		t.Errorf("the seed's death held the nodes up for %s", took)
+	}
 	if ratio > 1.10 {
 		t.Errorf("the origin sent %.2f times the layer after the seed died half way, want at most 1.10", ratio)
 	}

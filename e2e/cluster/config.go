@@ -43,6 +43,7 @@ func (m *Member) tokenArgs(role Role) []string {
 
 type schedulerFile struct {
 	StateDir string   `yaml:"stateDir"`
+	Trace    string   `yaml:"trace,omitempty"`
 	Listen   string   `yaml:"listen"`
 	Log      logFile  `yaml:"log"`
 	Ops      listener `yaml:"ops"`
@@ -110,7 +111,7 @@ func (c *Cluster) configure(m *Member) error {
 		log.Level = "info"
 	}
 	if m.Role == Scheduler {
-		return write(m.File, schedulerFile{StateDir: m.DataDir, Listen: m.Peer, Log: log, Ops: listener{m.Ops}})
+		return write(m.File, schedulerFile{Trace: os.Getenv("DAMSELFLY_E2E_TRACE"), StateDir: m.DataDir, Listen: m.Peer, Log: log, Ops: listener{m.Ops}})
 	}
 	file := nodeFile{
 		DataDir: m.DataDir,

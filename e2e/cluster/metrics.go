@@ -36,6 +36,15 @@ func (m *Member) Pulled(ctx context.Context) (map[string]int64, error) {
 	return out, nil
 }
 
+// Sum is all the bytes of what Pulled returned.
+func Sum(pulled map[string]int64) int64 {
+	var n int64
+	for _, bytes := range pulled {
+		n += bytes
+	}
+	return n
+}
+
 // Metrics is what the member's /metrics shows, by name.
 func (m *Member) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.Ops+"/metrics", nil)

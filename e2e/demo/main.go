@@ -150,7 +150,7 @@ func report(ctx context.Context, out io.Writer, c *cluster.Cluster, results []pu
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "node\tseconds\tfrom origin\tfrom seed\tfrom peers\t")
 	for i, n := range c.Nodes {
-		pulled, err := n.Pulled(ctx)
+		pulled, err := settled(ctx, n, img.Native.LayerBytes())
 		if err != nil {
 			return err
 		}
@@ -162,6 +162,24 @@ func report(ctx context.Context, out io.Writer, c *cluster.Cluster, results []pu
 	}
 	_, err := fmt.Fprintf(out, "\nevery digest verified on every node: %s\n", img.Index.Digest)
 	return err
+}
+
+// settled is a node's numbers once they add up to want bytes, or as they are
+// after a second: a node counts a run of pieces when the run is over, which may be
+// after its client has them.
+func settled(ctx context.Context, n *cluster.Member, want int64) (map[string]int64, error) {
+	for range 20 {
+		pulled, err := n.Pulled(ctx)
+		if err != nil || cluster.Sum(pulled) >= want {
+			return pulled, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return n.Pulled(ctx)
 }
 
 // printRatio prints how often the origin sent the image's layers.
