@@ -53,10 +53,10 @@ func (l *link) Joined() bool {
 }
 
 // Read implements task.Peers.
-func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, put func(i int, piece []byte) error) (identity.Role, error) {
+func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, put peer.Put) error {
 	j := l.joined.Load()
 	if j == nil {
-		return "", errNotJoined
+		return errNotJoined
 	}
 	return j.peers.Read(ctx, h, d, layout, run, put)
 }

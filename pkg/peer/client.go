@@ -80,14 +80,16 @@ func (c *Client) Close() error {
 	return errors.Join(errs...)
 }
 
+// Put takes piece i, whole, from a node of the role that its certificate says.
+// piece is valid during the call only.
+type Put func(from identity.Role, i int, piece []byte) error
+
 // Read asks holder for the pieces of run and gives each to put as it is whole,
-// in order, on this goroutine; piece is valid during the call only. It returns
-// the holder's role as its certificate says it, and put's error or one of this
-// package's.
-func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put func(i int, piece []byte) error) (role identity.Role, err error) {
+// in order, on this goroutine. It returns put's error or one of this package's.
+func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put Put) error {
 	cn, err := c.acquire(h)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer c.release(cn)
 	ctx, cancel := context.WithCancel(ctx) // a stream that is left early is torn down
@@ -97,21 +99,18 @@ func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layou
 		Digest: d.String(), Size: uint64(l.Size()), Run: &damselflyv1.Run{First: uint32(run.First), Count: uint32(run.Count)},
 	})
 	if err != nil {
-		return "", readError(ctx, h, err)
+		return readError(ctx, h, err)
 	}
 	for i := run.First; i < run.End(); i++ {
 		if err := c.readPiece(ctx, stream, h, l, i, put); err != nil {
-			return "", err
-		}
-		if remote, ok := identity.PeerFromContext(stream.Context()); ok {
-			role = remote.Role
+			return err
 		}
 	}
-	return role, nil
+	return nil
 }
 
 // readPiece receives the chunks of piece i and hands it on.
-func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Holder, l blob.Layout, i int, put func(int, []byte) error) error {
+func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Holder, l blob.Layout, i int, put Put) error {
 	length := int(l.Length(i))
 	buf := c.buffer(int(l.PieceLength()))
 	defer c.pool.Put(buf)
@@ -133,7 +132,8 @@ func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Hold
 			return readError(ctx, h, err)
 		}
 	}
-	return put(i, piece)
+	remote, _ := identity.PeerFromContext(stream.Context()) // verified by the handshake
+	return put(remote.Role, i, piece)
 }
 
 func (c *Client) buffer(n int) *[]byte {

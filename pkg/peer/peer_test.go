@@ -110,7 +110,9 @@ func (h *holder) client(t testing.TB, role identity.Role) *peer.Client {
 func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, identity.Role, error) {
 	t.Helper()
 	var got []byte
-	role, err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, func(i int, piece []byte) error {
+	var role identity.Role
+	err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, func(from identity.Role, i int, piece []byte) error {
+		role = from
 		if want := run.First + len(got)/blob.MinPieceLength; i != want {
 			t.Errorf("piece %d came where %d was due", i, want)
 		}
@@ -147,7 +149,7 @@ func TestReadOfWhatIsNotThere(t *testing.T) {
 		t.Errorf("half a run: %d bytes, %v; want the two pieces before the hole", len(got), err)
 	}
 	other, _ := blob.NewLayout(int64(len(h.data)) + 1)
-	if _, err := c.Read(t.Context(), h.Holder, h.digest, other, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrMissing) {
+	if err := c.Read(t.Context(), h.Holder, h.digest, other, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrMissing) {
 		t.Errorf("another size: %v", err)
 	}
 }
@@ -214,11 +216,11 @@ func TestReadStopsWithItsContextAndItsTaker(t *testing.T) {
 	h.keep(t, h.layout.Pieces())
 	c := h.client(t, identity.RoleNode)
 	stop := errors.New("enough")
-	if _, err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(int, []byte) error { return stop }); !errors.Is(err, stop) {
+	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("the taker's error came back as %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	_, err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), func(int, []byte) error {
+	err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error {
 		cancel(stop)
 		return nil
 	})
@@ -233,11 +235,11 @@ func TestOnlyTheNamedNodeIsRead(t *testing.T) {
 	c := h.client(t, identity.RoleNode)
 	wrong := h.Holder
 	wrong.ID = h.cluster.Identity(t, identity.RoleNode).ID()
-	if _, err := c.Read(t.Context(), wrong, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
+	if err := c.Read(t.Context(), wrong, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
 		t.Errorf("another node at the address: %v", err)
 	}
 	stranger := newHolder(t, 2).client(t, identity.RoleNode)
-	if _, err := stranger.Read(t.Context(), h.Holder, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
+	if err := stranger.Read(t.Context(), h.Holder, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
 		t.Errorf("a node of another cluster: %v", err)
 	}
 }
@@ -298,7 +300,7 @@ func BenchmarkRead(b *testing.B) {
 	b.SetBytes(int64(len(h.data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(int, []byte) error { return nil }); err != nil {
+		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return nil }); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -52,7 +52,7 @@ func isScarcity(err error) bool {
 // full marks err with ErrNoSpace when a disk or a quota was full.
 func full(err error) error {
 	if isFull(err) {
-		return fmt.Errorf("%w: the disk is full: %w", ErrNoSpace, err)
+		return fmt.Errorf("%w: the disk is full and no unused blob is left to evict; free space on it or lower the limit of the store: %w", ErrNoSpace, err)
 	}
 	return err
 }

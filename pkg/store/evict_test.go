@@ -183,3 +183,45 @@ func TestFullDiskEvicts(t *testing.T) {
 	}
 	mustRead(t, b, next)
 }
+
+// TestNoInodesLeft: many small blobs use up the files that a disk can hold long
+// before its bytes.
+func TestNoInodesLeft(t *testing.T) {
+	files := 0
+	s, err := store.OpenTapped(store.Config{Dir: t.TempDir()}, nil, func(op store.Operation, _ *[]byte, _ int64, do func() error) error {
+		switch {
+		case op.Kind == "create" && files == 7:
+			return syscall.ENOSPC
+		case op.Kind == "create":
+			files++
+		case op.Kind == "remove" && files > 0 && strings.HasSuffix(op.Name, ".tmp"):
+			files -= 2
+		}
+		return do()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for i := range 20 {
+		c := storetest.Random(t, uint64(i), 10)
+		storetest.Fill(t, s, c)
+		whole(t, s, c)
+	}
+	if n := len(s.Blobs()); n == 0 || n > 4 {
+		t.Errorf("holds %d blobs", n)
+	}
+}
+
+func TestAcquireKeepsABlob(t *testing.T) {
+	s := storetest.Open(t, store.Config{MaxBytes: 100})
+	c := storetest.Random(t, 1, 100)
+	b := create(t, s, c)
+	b.Acquire()
+	b.Release()
+	_, err := s.Create(storetest.Random(t, 2, 1).Digest, 1)
+	wantError(t, "create while it is in use", err, store.ErrNoSpace)
+	b.Release()
+	storetest.Fill(t, s, storetest.Random(t, 2, 1))
+	wantError(t, "put into an evicted blob", b.Extend(0, c.Piece(0)), store.ErrRemoved)
+}

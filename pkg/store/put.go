@@ -238,17 +238,6 @@ func (b *Blob) Links(first, count int) (firstOut int, links []byte) {
 	return first, nil
 }
 
-// hold takes a reference for one operation, unless the blob has ended.
-func (b *Blob) hold() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.err; err != nil {
-		return err
-	}
-	b.refs++
-	return nil
-}
-
 // Reset starts the blob over because its chain led to a wrong digest: it drops
 // every piece that is not proven and every link but the first. Of a sealed blob
 // all is proven; nothing happens. Readers that have handed out nothing yet keep

@@ -178,7 +178,7 @@ func (r *Reader) poll(n int64) (ready int64, gen uint64, wake <-chan struct{}, e
 		return ready, b.gen, nil, nil
 	}
 	i := b.layout.At(r.off)
-	if b.claimedLocked(i) && !b.checking[i] {
+	if b.claimLocked(i) >= 0 {
 		return 0, 0, nil, nil
 	}
 	if r.fails != b.fails {
@@ -204,7 +204,13 @@ func (r *Reader) checkClaim() error {
 	if err := r.b.load(); err != nil {
 		return err
 	}
-	return r.b.check(f, r.b.layout.At(r.off))
+	r.b.mu.Lock()
+	i := r.b.claimLocked(r.b.layout.At(r.off))
+	r.b.mu.Unlock()
+	if i < 0 {
+		return nil
+	}
+	return r.b.check(f, i)
 }
 
 // readSeeker is a Reader of a whole blob that seeks.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -347,4 +348,82 @@ func TestResetUnderWriters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestEverythingAtOnce has tasks fetch, read, remove, reset and pin the same few
+// blobs in a store that is too small for them. Whoever reads a blob to its end has
+// the right bytes, and nothing stays behind.
+func TestEverythingAtOnce(t *testing.T) {
+	s := storetest.Open(t, store.Config{MaxBytes: 6 * pieceLength})
+	var c []*storetest.Content
+	for i := range 4 {
+		c = append(c, storetest.Random(t, uint64(i), int64(i+1)*pieceLength-int64(i)))
+	}
+	var wg sync.WaitGroup
+	for w := range 6 {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(w), 7))
+			for range 25 {
+				c := c[rng.IntN(len(c))]
+				switch rng.IntN(8) {
+				case 0:
+					_ = s.Remove(c.Digest)
+				case 1:
+					_ = s.Pin(c.Digest)
+					_ = s.Unpin(c.Digest)
+				case 2:
+					if b, ok := s.Get(c.Digest); ok {
+						_ = b.Reset()
+						b.Release()
+					}
+				default:
+					fetchAndRead(t, s, c)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var sum int64
+	for _, i := range s.Blobs() {
+		sum += i.Size
+		if i.InUse || i.Pinned {
+			t.Errorf("left behind: %+v", i)
+		}
+	}
+	if got := s.Reserved(); got != sum {
+		t.Errorf("%d bytes reserved for %d", got, sum)
+	}
+}
+
+func fetchAndRead(t *testing.T, s *store.Store, c *storetest.Content) {
+	b, err := s.Create(c.Digest, c.Size())
+	if err != nil {
+		wantError(t, "create", err, store.ErrNoSpace)
+		return
+	}
+	defer b.Release()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		got, err := storetest.Read(ctx, b)
+		if err == nil && !bytes.Equal(got, c.Data) {
+			t.Error("read other bytes to the end")
+		}
+	})
+	for i := b.Front(); i < c.Layout.Pieces(); i = b.Front() {
+		err := b.Extend(i, c.Piece(i))
+		if errors.Is(err, store.ErrRemoved) {
+			break
+		}
+		// Another task may have reset the blob since Front.
+		if err != nil && !errors.Is(err, blob.ErrUnknownLink) {
+			t.Error(err)
+			break
+		}
+	}
+	if !b.Sealed() {
+		cancel()
+	}
+	wg.Wait()
 }

@@ -76,10 +76,6 @@ func TestReopen(t *testing.T) {
 	if b.Front() != 2 {
 		t.Errorf("front %d", b.Front())
 	}
-	if err := b.Put(2, part.Piece(2)); err != nil {
-		t.Fatal(err)
-	}
-	mustRead(t, b, part)
 	b.Release()
 	for _, c := range []*storetest.Content{whole, empty} {
 		b, _ := s.Get(c.Digest)
@@ -89,6 +85,32 @@ func TestReopen(t *testing.T) {
 		}
 		b.Release()
 	}
+}
+
+// TestPutBesideClaims: what is not checked yet when a blob is put away again is
+// not lost.
+func TestPutBesideClaims(t *testing.T) {
+	dir := t.TempDir()
+	c := storetest.Random(t, 1, 4*pieceLength)
+	s := storetest.Open(t, store.Config{Dir: dir})
+	b := create(t, s, c)
+	if err := b.AddLinks(0, c.Links); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{0, 3, 2, 1} {
+		if err := b.Put(i, c.Piece(i)); err != nil {
+			t.Fatal(err)
+		}
+		b.Release()
+		closeStore(t, s)
+		s = reopen(t, dir)
+		b, _ = s.Get(c.Digest)
+	}
+	defer b.Release()
+	if got := b.Missing(c.Layout.All()); got != nil || !b.Sealed() {
+		t.Errorf("missing %v after the last restart", got)
+	}
+	mustRead(t, b, c)
 }
 
 // TestClaimsAreCheckedOnDemand: a reader after a restart gets what is there
@@ -106,7 +128,7 @@ func TestClaimsAreCheckedOnDemand(t *testing.T) {
 			}
 		}
 		closeStore(t, s)
-		flip(t, path(dir, c.Digest, ".part"), pieceLength+77)
+		flip(t, pathOf(dir, c.Digest, ".part"), pieceLength+77)
 
 		s = reopen(t, dir)
 		b, _ = s.Get(c.Digest)
@@ -136,6 +158,36 @@ func TestClaimsAreCheckedOnDemand(t *testing.T) {
 	})
 }
 
+// TestLastPieceAfterARestart: who waits for the last piece checks the others, for
+// it is them that the seal waits for.
+func TestLastPieceAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		c := storetest.Random(t, 1, 4*pieceLength)
+		s := storetest.Open(t, store.Config{Dir: dir})
+		b := create(t, s, c)
+		_ = b.AddLinks(0, c.Links)
+		for _, i := range []int{0, 2, 3} {
+			if err := b.Put(i, c.Piece(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		closeStore(t, s)
+
+		s = reopen(t, dir)
+		b, _ = s.Get(c.Digest)
+		defer b.Release()
+		if err := b.Put(1, c.Piece(1)); err != nil {
+			t.Fatal(err)
+		}
+		r := b.Reader(t.Context(), 3*pieceLength, -1)
+		defer r.Close()
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, c.Piece(3)) {
+			t.Errorf("read %d bytes, %v", len(got), err)
+		}
+	})
+}
+
 // TestWholeButUnmarked: killed between the last piece and the seal on disk.
 func TestWholeButUnmarked(t *testing.T) {
 	dir := t.TempDir()
@@ -143,7 +195,7 @@ func TestWholeButUnmarked(t *testing.T) {
 	s := storetest.Open(t, store.Config{Dir: dir})
 	storetest.Fill(t, s, c)
 	closeStore(t, s)
-	if err := os.Rename(path(dir, c.Digest, ""), path(dir, c.Digest, ".part")); err != nil {
+	if err := os.Rename(pathOf(dir, c.Digest, ""), pathOf(dir, c.Digest, ".part")); err != nil {
 		t.Fatal(err)
 	}
 	s = reopen(t, dir)
@@ -156,7 +208,7 @@ func TestWholeButUnmarked(t *testing.T) {
 	}
 	mustRead(t, b, c)
 	b.Release()
-	if _, err := os.Stat(path(dir, c.Digest, "")); err != nil {
+	if _, err := os.Stat(pathOf(dir, c.Digest, "")); err != nil {
 		t.Error(err)
 	}
 }
@@ -167,20 +219,20 @@ func TestUselessFiles(t *testing.T) {
 		held  bool // the blob is held afterwards
 		left  bool // its files are left alone
 	}{
-		"sidecar lost":        {func(dir string, c *storetest.Content) { _ = os.Remove(path(dir, c.Digest, ".meta")) }, false, false},
-		"sidecar empty":       {func(dir string, c *storetest.Content) { _ = os.Truncate(path(dir, c.Digest, ".meta"), 0) }, false, false},
-		"sidecar header":      {func(dir string, c *storetest.Content) { flip(t, path(dir, c.Digest, ".meta"), 9) }, false, false},
-		"sidecar of the next": {func(dir string, c *storetest.Content) { setVersion(t, path(dir, c.Digest, ".meta"), 2) }, false, true},
-		"data lost":           {func(dir string, c *storetest.Content) { _ = os.Remove(path(dir, c.Digest, "")) }, false, false},
-		"data cut":            {func(dir string, c *storetest.Content) { _ = os.Truncate(path(dir, c.Digest, ""), 1000) }, false, false},
+		"sidecar lost":        {func(dir string, c *storetest.Content) { _ = os.Remove(pathOf(dir, c.Digest, ".meta")) }, false, false},
+		"sidecar empty":       {func(dir string, c *storetest.Content) { _ = os.Truncate(pathOf(dir, c.Digest, ".meta"), 0) }, false, false},
+		"sidecar header":      {func(dir string, c *storetest.Content) { flip(t, pathOf(dir, c.Digest, ".meta"), 9) }, false, false},
+		"sidecar of the next": {func(dir string, c *storetest.Content) { setVersion(t, pathOf(dir, c.Digest, ".meta"), 2) }, false, true},
+		"data lost":           {func(dir string, c *storetest.Content) { _ = os.Remove(pathOf(dir, c.Digest, "")) }, false, false},
+		"data cut":            {func(dir string, c *storetest.Content) { _ = os.Truncate(pathOf(dir, c.Digest, ""), 1000) }, false, false},
 		"temporary sidecar": {func(dir string, c *storetest.Content) {
-			_ = os.WriteFile(path(dir, c.Digest, ".meta.tmp"), []byte("x"), 0o600)
+			_ = os.WriteFile(pathOf(dir, c.Digest, ".meta.tmp"), []byte("x"), 0o600)
 		}, true, false},
 		"partial data as well": {func(dir string, c *storetest.Content) {
-			_ = os.WriteFile(path(dir, c.Digest, ".part"), []byte("x"), 0o600)
+			_ = os.WriteFile(pathOf(dir, c.Digest, ".part"), []byte("x"), 0o600)
 		}, true, false},
 		"foreign files": {func(dir string, c *storetest.Content) {
-			_ = os.WriteFile(path(dir, c.Digest, ".txt"), []byte("x"), 0o600)
+			_ = os.WriteFile(pathOf(dir, c.Digest, ".txt"), []byte("x"), 0o600)
 			_ = os.WriteFile(filepath.Join(dir, "v1", "sha256", "readme"), []byte("x"), 0o600)
 			_ = os.MkdirAll(filepath.Join(dir, "v1", "sha256", "zz", "deep"), 0o700)
 			_ = os.MkdirAll(filepath.Join(dir, "v2", "sha256"), 0o700)
@@ -201,7 +253,7 @@ func TestUselessFiles(t *testing.T) {
 			if held {
 				b.Release()
 			}
-			left, _ := filepath.Glob(path(dir, c.Digest, "*"))
+			left, _ := filepath.Glob(pathOf(dir, c.Digest, "*"))
 			if !held && len(left) > 0 != test.left {
 				t.Errorf("left: %v", left)
 			}
@@ -224,8 +276,8 @@ func TestSidecarBodyCorrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeStore(t, s)
-	flip(t, path(dir, part.Digest, ".meta"), 60)
-	flip(t, path(dir, whole.Digest, ".meta"), 100)
+	flip(t, pathOf(dir, part.Digest, ".meta"), 60)
+	flip(t, pathOf(dir, whole.Digest, ".meta"), 100)
 	var told []blob.Digest
 	s = storetest.Open(t, store.Config{Dir: dir, OnDrop: func(d blob.Digest) { told = append(told, d) }})
 	if _, ok := s.Get(part.Digest); ok {
@@ -303,36 +355,41 @@ func TestReopenKeepsOrderOfUse(t *testing.T) {
 }
 
 func TestDiskLosesAPiece(t *testing.T) {
-	dir := t.TempDir()
-	var told []blob.Digest
-	s := storetest.Open(t, store.Config{Dir: dir, OnDrop: func(d blob.Digest) { told = append(told, d) }})
-	c := storetest.Random(t, 1, 3*pieceLength)
-	storetest.Fill(t, s, c)
-	b, _ := s.Get(c.Digest)
-	waiting := b.Reader(t.Context(), 0, -1)
-	defer waiting.Close()
-	if err := os.Truncate(path(dir, c.Digest, ""), pieceLength+5); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, pieceLength)
-	wantError(t, "read", b.ReadPiece(2, buf), store.ErrDamaged)
-	wantError(t, "read again", b.ReadPiece(2, buf), store.ErrMissing)
-	if b.Sealed() || !slices.Equal(told, []blob.Digest{c.Digest}) {
-		t.Error("still sealed, or nobody was told")
-	}
-	_, err := io.ReadAll(waiting)
-	wantError(t, "reader that nobody fetches for", err, store.ErrDamaged)
-	b.Release()
-	s.Kill()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		var told []blob.Digest
+		s := storetest.Open(t, store.Config{Dir: dir, OnDrop: func(d blob.Digest) { told = append(told, d) }})
+		c := storetest.Random(t, 1, 3*pieceLength)
+		storetest.Fill(t, s, c)
+		b, _ := s.Get(c.Digest)
+		waiting := b.Reader(t.Context(), 0, -1)
+		defer waiting.Close()
+		if err := os.Truncate(pathOf(dir, c.Digest, ""), 2*pieceLength+5); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, pieceLength)
+		wantError(t, "read", b.ReadPiece(2, buf), store.ErrDamaged)
+		wantError(t, "read again", b.ReadPiece(2, buf), store.ErrMissing)
+		if b.Sealed() || !slices.Equal(told, []blob.Digest{c.Digest}) {
+			t.Error("still sealed, or nobody was told")
+		}
+		got, err := io.ReadAll(waiting)
+		wantError(t, "reader that nobody fetches for", err, store.ErrDamaged)
+		if !bytes.Equal(got, c.Data[:2*pieceLength]) {
+			t.Errorf("that reader got %d bytes, want those that are not lost", len(got))
+		}
+		b.Release()
+		s.Kill()
 
-	s = reopen(t, dir) // it must not come back as sealed
-	b, _ = s.Get(c.Digest)
-	defer b.Release()
-	if got := b.Missing(c.Layout.All()); !slices.Equal(got, []blob.Run{{First: 1, Count: 2}}) || b.Sealed() {
-		t.Errorf("missing %v, sealed %v", got, b.Sealed())
-	}
-	storetest.Fill(t, s, c)
-	mustRead(t, b, c)
+		s = reopen(t, dir) // it must not come back as sealed
+		b, _ = s.Get(c.Digest)
+		defer b.Release()
+		if got := b.Missing(c.Layout.All()); !slices.Equal(got, []blob.Run{{First: 2, Count: 1}}) || b.Sealed() {
+			t.Errorf("missing %v, sealed %v", got, b.Sealed())
+		}
+		storetest.Fill(t, s, c)
+		mustRead(t, b, c)
+	})
 }
 
 func TestDataFileVanishes(t *testing.T) {
@@ -342,7 +399,7 @@ func TestDataFileVanishes(t *testing.T) {
 	storetest.Fill(t, s, c)
 	storetest.Fill(t, s, other)
 	for _, d := range []blob.Digest{c.Digest, other.Digest} {
-		if err := os.Remove(path(dir, d, "")); err != nil {
+		if err := os.Remove(pathOf(dir, d, "")); err != nil {
 			t.Fatal(err)
 		}
 	}

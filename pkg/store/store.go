@@ -61,6 +61,10 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// maxChecks bounds how many pieces are read and hashed at once after a restart,
+// and with it the memory that takes: 64 MiB with pieces of the largest length.
+const maxChecks = 4
+
 // Store holds blobs under one directory. It is safe for concurrent use. Open
 // makes one; it starts no goroutine.
 type Store struct {
@@ -114,7 +118,7 @@ func open(cfg Config, log *zap.Logger, t tap) (s *Store, err error) {
 	s = &Store{
 		cfg:     cfg,
 		log:     log,
-		checks:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0))),
+		checks:  make(chan struct{}, min(runtime.GOMAXPROCS(0), maxChecks)),
 		blobs:   map[blob.Digest]*Blob{},
 		lru:     list.New(),
 		leaving: map[*Blob]struct{}{},
@@ -189,7 +193,7 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: create: %w", err)
 	}
-	for {
+	for retried := false; ; {
 		b, fresh, leaving, err := s.reserve(d, layout)
 		if err != nil {
 			return nil, err
@@ -201,10 +205,15 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 			continue
 		}
 		if fresh {
-			if err := b.create(); err != nil {
+			err := b.create()
+			if err == nil {
+				return b, nil
+			}
+			if retried || !isFull(err) || !s.evictForDisk(1) {
 				return nil, err
 			}
-			return b, nil
+			retried = true
+			continue
 		}
 		if err = b.prepare(); err == nil {
 			return b, nil

@@ -13,14 +13,11 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	"github.com/damselfly-p2p/damselfly/pkg/store/storetest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const pieceLength = blob.MinPieceLength
 
@@ -33,7 +30,7 @@ func create(tb testing.TB, s *store.Store, c *storetest.Content) *store.Blob {
 	return b
 }
 
-func path(dir string, d blob.Digest, suffix string) string {
+func pathOf(dir string, d blob.Digest, suffix string) string {
 	return filepath.Join(dir, "v1", d.Algorithm(), d.Hex()[:2], d.Hex()+suffix)
 }
 
@@ -88,7 +85,7 @@ func TestWholeBlobInEveryOrder(t *testing.T) {
 			t.Error("File reads other bytes")
 		}
 		b.Release()
-		if onDisk, _ := os.ReadFile(path(dir, c.Digest, "")); !c.Digest.Matches(onDisk) {
+		if onDisk, _ := os.ReadFile(pathOf(dir, c.Digest, "")); !c.Digest.Matches(onDisk) {
 			t.Error("the file with the blob's plain name does not hash to it")
 		}
 	}
@@ -345,6 +342,9 @@ func TestRemoveEndsUsers(t *testing.T) {
 	if _, ok := s.Get(c.Digest); ok || !slices.Equal(told, []blob.Digest{c.Digest}) || s.Reserved() != 0 {
 		t.Errorf("still held, or told %v, or %d bytes reserved", told, s.Reserved())
 	}
+	if left, _ := filepath.Glob(pathOf(dir, c.Digest, "*")); len(left) > 0 {
+		t.Errorf("files left: %v", left)
+	}
 	storetest.Fill(t, s, c) // a new blob under the name, while the old one is in use
 	_ = r.Close()
 	b.Release()
@@ -353,7 +353,7 @@ func TestRemoveEndsUsers(t *testing.T) {
 	b.Release()
 	wantError(t, "remove", s.Remove(c.Digest), nil)
 	wantError(t, "remove what is gone", s.Remove(c.Digest), store.ErrNotHeld)
-	if left, _ := filepath.Glob(path(dir, c.Digest, "*")); len(left) > 0 {
+	if left, _ := filepath.Glob(pathOf(dir, c.Digest, "*")); len(left) > 0 {
 		t.Errorf("files left: %v", left)
 	}
 }

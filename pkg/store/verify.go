@@ -79,6 +79,23 @@ func (b *Blob) nextClaim(r blob.Run) (int, error) {
 	}
 }
 
+// claimLocked returns a claim that has to be checked before piece i can be served
+// and that nobody checks, -1 when there is none: its own or, when it is the last
+// piece and waits for the seal, any.
+func (b *Blob) claimLocked(i int) int {
+	if b.claimedLocked(i) && !b.checking[i] {
+		return i
+	}
+	if b.claims != nil && i == b.layout.Pieces()-1 && b.hasLocked(i) {
+		for k := b.claims.NextSet(0); k < b.claims.Len(); k = b.claims.NextSet(k + 1) {
+			if !b.checking[k] {
+				return k
+			}
+		}
+	}
+	return -1
+}
+
 // check proves the claim of piece i, unless somebody else is at it. The piece is
 // held afterwards or not claimed any more. The caller has a reference.
 func (b *Blob) check(f *file, i int) error {

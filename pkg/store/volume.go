@@ -24,7 +24,7 @@ type tap func(op *operation, do func() error) error
 
 // operation is one operation on the disk as a tap sees it.
 type operation struct {
-	kind string // "create", "open", "read", "write", "sync", "rename", ...
+	kind string // "create", "open", "openread", "read", "write", "sync", "rename", ...
 	name string // path in the volume
 	to   string // rename: the new path
 	off  int64  // read, write: offset in the file
@@ -81,7 +81,7 @@ func (v *volume) openData(name string) (*file, error) {
 }
 
 func (v *volume) openRead(name string) (*file, error) {
-	return v.open(operation{kind: "open", name: name}, os.O_RDONLY)
+	return v.open(operation{kind: "openread", name: name}, os.O_RDONLY)
 }
 
 func (v *volume) open(op operation, flag int) (*file, error) {

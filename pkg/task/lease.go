@@ -143,21 +143,19 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease) (n int64, 
 		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
 	}
 	for _, run := range t.blob.Missing(l.Run) {
-		got := int64(0)
-		role, err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(i int, piece []byte) error {
+		err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(from identity.Role, i int, piece []byte) error {
 			if err := t.blob.Put(i, piece); err != nil {
 				return err
 			}
-			got += int64(len(piece))
+			source := "peer"
+			if from == identity.RoleSeed {
+				source = "seed"
+			}
+			m.bytes.WithLabelValues(source).Add(float64(len(piece)))
+			n += int64(len(piece))
 			m.have(t, i, false)
 			return nil
 		})
-		source := "peer"
-		if role == identity.RoleSeed {
-			source = "seed"
-		}
-		m.bytes.WithLabelValues(source).Add(float64(got))
-		n += got
 		if err != nil {
 			return n, err
 		}
@@ -346,6 +344,9 @@ func (m *Manager) readAlone(t *task) {
 	m.log.Info("no scheduler decides; reading the origin", zap.Stringer("digest", t.digest))
 	m.running.Go(func() {
 		_, err := m.readOrigin(ctx, t, ref, header, runs[0])
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			err = cause // not the origin's fault: it was told to stop
+		}
 		end(nil)
 		m.endAlone(t, err)
 	})

@@ -19,7 +19,6 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
-	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
@@ -36,7 +35,7 @@ type Scheduler interface {
 
 // Peers reads pieces, and the credentials of waiting clients, from other nodes.
 type Peers interface {
-	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put func(i int, piece []byte) error) (role identity.Role, err error)
+	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put) error
 	Credential(ctx context.Context, h peer.Holder, d blob.Digest) (http.Header, error)
 }
 

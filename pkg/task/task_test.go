@@ -109,7 +109,7 @@ func (b *body) Read(p []byte) (int, error) {
 		select {
 		case <-b.gate:
 		case <-b.ctx.Done():
-			return 0, context.Cause(b.ctx)
+			return 0, b.ctx.Err() // as net/http does, whatever the cause
 		}
 	}
 	return b.r.Read(p)
@@ -124,20 +124,20 @@ type swarm struct {
 	err  error
 }
 
-func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put func(int, []byte) error) (identity.Role, error) {
+func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put) error {
 	if s.err != nil {
-		return "", s.err
+		return s.err
 	}
 	for i := run.First; i < run.End(); i++ {
 		p := bytes.Clone(piece(l, s.data[d], i))
 		if s.flip {
 			p[0] ^= 1
 		}
-		if err := put(i, p); err != nil {
-			return identity.RoleNode, err
+		if err := put(identity.RoleNode, i, p); err != nil {
+			return err
 		}
 	}
-	return identity.RoleNode, nil
+	return nil
 }
 
 func (s *swarm) Credential(context.Context, peer.Holder, blob.Digest) (http.Header, error) {

@@ -28,14 +28,14 @@ type Content struct {
 func Random(tb testing.TB, seed uint64, size int64) *Content {
 	tb.Helper()
 	data := random(seed, size)
-	return describe(tb, blob.FromBytes(data), data)
+	return must(tb, blob.FromBytes(data), data)
 }
 
 // Random512 is Random under a sha512 digest.
 func Random512(tb testing.TB, seed uint64, size int64) *Content {
 	tb.Helper()
 	data := random(seed, size)
-	return describe(tb, blob.Digest(fmt.Sprintf("sha512:%x", sha512.Sum512(data))), data)
+	return must(tb, blob.Digest(fmt.Sprintf("sha512:%x", sha512.Sum512(data))), data)
 }
 
 func random(seed uint64, size int64) []byte {
@@ -46,21 +46,31 @@ func random(seed uint64, size int64) []byte {
 	return data
 }
 
-func describe(tb testing.TB, d blob.Digest, data []byte) *Content {
+func must(tb testing.TB, d blob.Digest, data []byte) *Content {
 	tb.Helper()
-	l, err := blob.NewLayout(int64(len(data)))
+	c, err := Describe(d, data)
 	if err != nil {
 		tb.Fatal(err)
+	}
+	return c
+}
+
+// Describe cuts data into pieces and computes its chain. It errs when d is not
+// the digest of data.
+func Describe(d blob.Digest, data []byte) (*Content, error) {
+	l, err := blob.NewLayout(int64(len(data)))
+	if err != nil {
+		return nil, err
 	}
 	c := &Content{Digest: d, Layout: l, Data: data}
 	link := d.FirstLink()
 	for i := range l.Pieces() {
 		c.Links = append(c.Links, link...)
 		if link, err = blob.Advance(d, l, i, link, c.Piece(i)); err != nil {
-			tb.Fatal(err)
+			return nil, err
 		}
 	}
-	return c
+	return c, nil
 }
 
 // Size is the content's length in bytes.
