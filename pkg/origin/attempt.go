@@ -154,7 +154,7 @@ func (r *reader) check(ans answer) (skip int64, err error) {
 		if r.pos > r.client.cfg.MaxSkip {
 			return 0, fmt.Errorf("%w: it sends the whole file where bytes from %d on were asked for", ErrNoRange, r.pos)
 		}
-		r.bodyEnd = r.size
+		r.bodyEnd = r.end
 		r.openEnd = length < 0 && r.end == r.size
 		return r.pos, nil
 	}

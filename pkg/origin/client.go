@@ -222,8 +222,8 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 		last := try == maxTries
 		switch {
 		case err != nil && (last || ctx.Err() != nil || permanent(err) || isSilent(err) || !h.gate.mayRetry(time.Now())):
-			return answer{}, fmt.Errorf("origin: %s: %w", ref, err)
-		case err == nil && (!passing(ans.StatusCode) || last || !h.gate.mayRetry(time.Now())):
+			return answer{}, about(ref, err)
+		case err == nil && (!passing(ans.StatusCode) || ans.Header.Get("Retry-After") != "" || last || !h.gate.mayRetry(time.Now())):
 			if ans.StatusCode == http.StatusNotFound && method == http.MethodGet {
 				c.noteMissing(key, &ans)
 			}
@@ -232,7 +232,7 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 			discard(ans.Body)
 		}
 		if err := sleep(ctx, backoff(askBackoff, try)); err != nil {
-			return answer{}, fmt.Errorf("origin: %s: %w", ref, err)
+			return answer{}, about(ref, err)
 		}
 	}
 }

@@ -66,7 +66,7 @@ const maxErrorBody = 64 << 10
 type StatusError struct {
 	// Code is the HTTP status.
 	Code int
-	// Header holds Content-Type, WWW-Authenticate, Retry-After, Www-*,
+	// Header holds Content-Type, WWW-Authenticate, Retry-After,
 	// Docker-Distribution-* and the rate limit headers of the answer, no other.
 	Header http.Header
 	// Body is the start of the body, at most 64 KiB.
@@ -91,6 +91,14 @@ func (e *StatusError) Error() string {
 		s += fmt.Sprintf("; it asks to wait %s", e.RetryAfter)
 	}
 	return s
+}
+
+// about is err as the package returns it: it says what it is about, once.
+func about(ref Ref, err error) error {
+	if _, ok := err.(*StatusError); ok {
+		return err
+	}
+	return fmt.Errorf("origin: %s: %w", ref, err)
 }
 
 // keptHeader tells whether a StatusError keeps the header.

@@ -128,6 +128,11 @@ func ParseImage(s string) (Ref, error) {
 	if r.Registry, err = ParseRegistry(reference.Domain(named)); err != nil {
 		return Ref{}, fmt.Errorf("image %q: %w", clip(s), err)
 	}
+	if !strings.ContainsAny(r.Registry, ".:") && r.Registry != "localhost" {
+		// Upper case alone makes docker take the first word for a host, and no
+		// other spelling of that host would.
+		return Ref{}, fmt.Errorf("image %q: a registry needs a dot or a port in its name, and a repository is in lower case", clip(s))
+	}
 	if r.Repository, err = ParseRepository(reference.Path(named)); err != nil {
 		return Ref{}, fmt.Errorf("image %q: %w", clip(s), err)
 	}

@@ -88,7 +88,7 @@ func TestParseImage(t *testing.T) {
 			t.Errorf("ParseImage(%q) = %+v, %v; want %+v", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "Alpine", "alpine:", "a b", "http://x/y", "user@host/x", "x:99999/y/z:t:u", "x.example:0/y", "alpine@sha256:abc", d[7:]} {
+	for _, in := range []string{"", "Alpine", "alpine:", "a b", "http://x/y", "user@host/x", "x:99999/y/z:t:u", "x.example:0/y", "Team/app", "alpine@sha256:abc", d[7:]} {
 		if got, err := ParseImage(in); err == nil {
 			t.Errorf("ParseImage(%q) = %+v; want an error", in, got)
 		}

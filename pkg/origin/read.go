@@ -60,7 +60,7 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	if err := r.open(); err != nil {
 		r.cancel()
-		return nil, fmt.Errorf("origin: %s: %w", ref, err)
+		return nil, about(ref, err)
 	}
 	return r, nil
 }
@@ -82,7 +82,7 @@ type reader struct {
 	pos int64 // next byte to deliver
 
 	body      io.ReadCloser // nil between attempts
-	bodyEnd   int64         // where body ends
+	bodyEnd   int64         // where body ends or is of no more use; at most end
 	openEnd   bool          // body should end at end, but its length was not declared
 	got       int64         // bytes delivered from body
 	validator string        // of the version that is read; "" unknown
@@ -109,7 +109,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		}
 		if r.body == nil {
 			if err := r.open(); err != nil {
-				r.err = fmt.Errorf("origin: %s: at byte %d of %d: %w", r.ref, r.pos, r.size, err)
+				r.err = about(r.ref, fmt.Errorf("at byte %d of %d: %w", r.pos, r.size, err))
 				return 0, r.err
 			}
 		}
@@ -123,7 +123,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		if r.body == nil && r.barren >= maxTries {
-			r.err = fmt.Errorf("origin: %s: at byte %d of %d: given up after %d attempts: %w", r.ref, r.pos, r.size, maxTries, whole(err))
+			r.err = about(r.ref, fmt.Errorf("at byte %d of %d: given up after %d attempts: %w", r.pos, r.size, maxTries, whole(err)))
 			return 0, r.err
 		}
 	}
@@ -171,7 +171,7 @@ func (r *reader) finish() error {
 	var more [1]byte
 	if r.openEnd {
 		if n, _ := io.ReadFull(r.body, more[:]); n > 0 {
-			return fmt.Errorf("origin: %s: %w: there is more than the %d bytes expected", r.ref, ErrSize, r.size)
+			return about(r.ref, fmt.Errorf("%w: there is more than the %d bytes expected", ErrSize, r.size))
 		}
 	}
 	return io.EOF

@@ -40,9 +40,14 @@ func (r *refusal) response(req *http.Request) *http.Response {
 		Body: io.NopCloser(bytes.NewReader(r.body)), Request: req,
 	}
 	resp.Header.Del("Transfer-Encoding")
-	if req.Method != http.MethodHead {
-		resp.Header.Set("Content-Length", strconv.Itoa(len(r.body)))
+	if req.Method == http.MethodHead {
+		resp.Body, resp.ContentLength = http.NoBody, -1
+		if n, ok := parseDigits(resp.Header.Get("Content-Length")); ok {
+			resp.ContentLength = n
+		}
+		return resp
 	}
+	resp.Header.Set("Content-Length", strconv.Itoa(len(r.body)))
 	return resp
 }
 

@@ -44,6 +44,9 @@ type attempt struct {
 	lane    lane
 	tried   string // token that the registry has seen in this attempt
 	refused *refusal
+	// location holds the Location of the last answer, which the library's
+	// http.Client would quote in an error where it is no URL.
+	location []string
 }
 
 type attemptKey struct{}
@@ -98,6 +101,9 @@ func (s *solver) do(req *http.Request, repo string, l lane) (*http.Response, err
 			s.mistrust(http.StatusUnauthorized)
 			return a.refused.response(req), nil
 		}
+		if a.location != nil {
+			resp.Header["Location"] = a.location
+		}
 		return resp, nil
 	}
 	if ctxErr := req.Context().Err(); ctxErr != nil {
@@ -139,8 +145,13 @@ func (s *solver) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a := attemptOf(req.Context())
 	resp, err := s.wire.send(req, a.lane)
-	if err != nil || resp.StatusCode != http.StatusUnauthorized {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	a.location = resp.Header["Location"]
+	resp.Header.Del("Location")
+	if resp.StatusCode != http.StatusUnauthorized {
+		return resp, nil
 	}
 	a.refused = readRefusal(resp)
 	c, ok := s.choose(req.Context(), resp.Header.Values("Www-Authenticate"))

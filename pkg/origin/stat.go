@@ -73,7 +73,7 @@ func (c *Client) statManifest(ctx context.Context, ref Ref, header http.Header) 
 	body, err := io.ReadAll(io.LimitReader(ans.Body, probeManifest+1))
 	_ = ans.Body.Close()
 	if err != nil {
-		return Info{}, fmt.Errorf("origin: %s: %w", ref, err)
+		return Info{}, about(ref, err)
 	}
 	if len(body) > probeManifest {
 		return Info{}, fmt.Errorf("origin: %s: %w: manifest is larger than %d bytes", ref, ErrProtocol, probeManifest)

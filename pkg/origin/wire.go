@@ -174,6 +174,10 @@ func (w *wire) send(req *http.Request, l lane) (*http.Response, error) {
 		w.metrics.requests.WithLabelValues("error").Inc()
 		err = cause(ctx, err)
 		cancel(nil)
+		if errors.Is(err, io.EOF) {
+			// To a reader io.EOF would say that all is there.
+			err = fmt.Errorf("connection closed without an answer: %w", io.ErrUnexpectedEOF)
+		}
 		return nil, err
 	}
 	w.metrics.count(resp.StatusCode)
