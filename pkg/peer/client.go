@@ -102,6 +102,9 @@ func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layou
 		return readError(ctx, h, err)
 	}
 	for i := run.First; i < run.End(); i++ {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := c.readPiece(ctx, stream, h, l, i, put); err != nil {
 			return err
 		}

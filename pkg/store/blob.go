@@ -112,8 +112,8 @@ func (b *Blob) Sealed() bool {
 	return b.sealed && b.err == nil
 }
 
-// Have returns the pieces that may be served to others: those that are held and
-// verified, the last one only when the blob is sealed. The bitmap is a copy.
+// Have returns the pieces that may be served to other nodes: those that are held
+// and verified. The bitmap is a copy.
 // Pieces found after a restart are not in it before they were checked (Verify).
 func (b *Blob) Have() *blob.Bitmap {
 	b.mu.Lock()
@@ -127,9 +127,7 @@ func (b *Blob) Have() *blob.Bitmap {
 		have.SetRun(b.layout.All())
 		return have
 	default:
-		have := b.held.Clone()
-		have.Clear(n - 1)
-		return have
+		return b.held.Clone()
 	}
 }
 

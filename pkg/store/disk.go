@@ -46,7 +46,7 @@ func (b *Blob) create() error {
 	b.mu.Unlock()
 	b.disk.Unlock()
 	if err == nil && empty {
-		err = b.finish()
+		err = b.Seal()
 	}
 	if err != nil {
 		err = full(err)
@@ -141,10 +141,15 @@ func (b *Blob) saveDisk(durable bool) error {
 // for: the blob is given up.
 var errSync = errors.New("sync of the data failed")
 
-// finish puts the seal of a blob that was just proven onto the disk. Its readers
-// do not wait for this. Only a failed sync of the data is an error; what else
-// fails is tried again when the blob falls idle.
-func (b *Blob) finish() error {
+// Seal puts the seal of a blob whose last missing piece has come onto the disk:
+// it syncs data, sidecar and directory, which takes long on a slow disk. Whoever
+// put the last piece calls it once it has told who waits; a blob that nobody
+// sealed so is sealed when it falls idle, and one that the power cut overtakes is
+// checked again. Of any other blob it does nothing.
+//
+// Only a failed sync of the data is an error: it wraps ErrDamaged, and the blob
+// is gone. What else fails is tried again when the blob falls idle.
+func (b *Blob) Seal() error {
 	err := b.mark()
 	if isFull(err) && b.store.evictForDisk(1) {
 		err = b.mark()

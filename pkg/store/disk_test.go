@@ -133,10 +133,11 @@ func TestSealDoesNotHoldUpReaders(t *testing.T) {
 		_ = b.Extend(0, c.Piece(0))
 		g.armed = true
 		put := make(chan error, 1)
-		go func() { put <- b.Extend(1, c.Piece(1)) }()
+		wantError(t, "last Extend", b.Extend(1, c.Piece(1)), nil)
+		go func() { put <- b.Seal() }()
 		synctest.Wait()
 		if len(put) > 0 {
-			t.Error("the last Extend returned before the seal was on the disk")
+			t.Error("Seal returned before the seal was on the disk")
 		}
 		mustRead(t, b, c)
 		f, err := b.File()
@@ -149,7 +150,7 @@ func TestSealDoesNotHoldUpReaders(t *testing.T) {
 			t.Error("File reads other bytes")
 		}
 		close(g.open)
-		wantError(t, "last Extend", <-put, nil)
+		wantError(t, "seal", <-put, nil)
 	})
 }
 
@@ -197,9 +198,10 @@ func TestFailedSyncLosesTheBlob(t *testing.T) {
 	defer s.Close()
 	c := storetest.Random(t, 1, 100)
 	b := create(t, s, c)
-	err = b.Extend(0, c.Piece(0))
-	wantError(t, "last piece", err, store.ErrDamaged)
-	wantError(t, "last piece", err, syscall.EIO)
+	wantError(t, "last piece", b.Extend(0, c.Piece(0)), nil)
+	err = b.Seal()
+	wantError(t, "seal", err, store.ErrDamaged)
+	wantError(t, "seal", err, syscall.EIO)
 	if _, ok := s.Get(c.Digest); ok || len(told) != 1 || gather(t, reg)["damselfly_cache_evictions_total damaged"] != 1 {
 		t.Errorf("held %v, told %v", ok, told)
 	}

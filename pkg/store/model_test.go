@@ -200,6 +200,9 @@ func (k *machine) Put(t *rapid.T) {
 	if got := err(i, from.Piece(i)); !errors.Is(got, want) {
 		t.Fatalf("put piece %d: %v, want %v", i, got, want)
 	}
+	if err := b.Seal(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Fetch puts the whole blob, if its chain is right.
@@ -210,6 +213,9 @@ func (k *machine) Fetch(t *rapid.T) {
 		if got := b.Extend(i, m.c.Piece(i)); !errors.Is(got, want) {
 			t.Fatalf("extend piece %d: %v, want %v", i, got, want)
 		}
+	}
+	if err := b.Seal(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -154,7 +154,7 @@ func (p *platter) cut(tb testing.TB) string {
 }
 
 // TestPowerCut cuts the power before each operation of a store's life and opens
-// what is left: blobs whose last Put had returned are sealed, all that is served
+// what is left: blobs whose Seal had returned are sealed, all that is served
 // is right, and what was lost can be fetched again.
 func TestPowerCut(t *testing.T) {
 	contents := []*storetest.Content{
@@ -212,7 +212,7 @@ func live(t *testing.T, p *platter, contents []*storetest.Content) map[blob.Dige
 
 func (p *platter) alive() bool { return p.cutAt < 0 || p.seen+1 < p.cutAt }
 
-// fetch puts every piece and tells whether the last Put returned with the power
+// fetch puts every piece and tells whether Seal returned with the power
 // still there.
 func fetch(t *testing.T, s *store.Store, c *storetest.Content, p *platter) bool {
 	b, err := s.Create(c.Digest, c.Size())
@@ -231,7 +231,7 @@ func fetch(t *testing.T, s *store.Store, c *storetest.Content, p *platter) bool 
 	if !b.Sealed() {
 		t.Error("not sealed after every Put went well")
 	}
-	return p.alive()
+	return b.Seal() == nil && p.alive()
 }
 
 // spoil cuts the data of a sealed blob short, so that it loses a piece and its

@@ -16,8 +16,7 @@ import (
 // it and wakes who waits for it. The piece is hashed by the caller's goroutine
 // with no lock held; put pieces at once from as many as there are cores. piece
 // stays the caller's. A piece that is held already is no error. Put of the piece
-// that completes the blob seals it: its readers go on at once, Put itself returns
-// when the seal is on the disk.
+// that completes the blob seals it for its readers; Seal puts that on the disk.
 //
 // The error wraps blob.ErrUnknownLink when a link is not known yet,
 // blob.ErrMismatch when the piece does not fit them, ErrNoSpace when the disk is
@@ -134,31 +133,29 @@ func (b *Blob) write(f *file, i int, piece []byte) error {
 	if isFull(err) && b.store.evictForDisk(int64(len(piece))) {
 		_, err = f.WriteAt(piece, off)
 	}
-	whole, ended := b.wrote(i, err == nil)
-	switch {
+	switch ended := b.wrote(i, err == nil); {
 	case ended != nil:
 		return ended
 	case err != nil:
 		return fmt.Errorf("store: write piece %d of %s: %w", i, b.digest, full(err))
-	case whole:
-		return b.finish()
 	}
 	b.saveSoon()
 	return nil
 }
 
-// wrote counts a writer out and takes its piece as held. whole tells whether
-// this was the piece that the blob was waiting for.
-func (b *Blob) wrote(i int, ok bool) (whole bool, ended error) {
+// wrote counts a writer out and takes its piece as held. It returns why the blob
+// has ended, if it has.
+func (b *Blob) wrote(i int, ok bool) (ended error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.writers--; b.writers == 0 {
 		b.change.Broadcast()
 	}
 	if err := b.err; err != nil || !ok {
-		return false, err
+		return err
 	}
-	return b.holdLocked(i), nil
+	b.holdLocked(i)
+	return nil
 }
 
 // holdLocked takes piece i, which is proven and written, as held. When every

@@ -24,8 +24,10 @@ func (b *Blob) ReadPiece(i int, buf []byte) error {
 	return err
 }
 
-// ReadAt reads len(p) bytes at off; it implements io.ReaderAt and does not wait
-// for bytes. The error wraps ErrMissing when not all of them may be served now,
+// ReadAt reads len(p) bytes at off for another node; it implements io.ReaderAt
+// and does not wait for bytes. Unlike a Reader, which feeds a client, it gives the
+// last piece as soon as that is held: the piece has reached the digest, and the
+// other node proves the whole for itself. The error wraps ErrMissing when not all of them may be served now,
 // and ErrDamaged when the disk could not give them back: the piece is then no
 // longer held.
 func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
@@ -47,7 +49,7 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer b.Release()
-	n, gen := b.readable(off, int64(len(p)))
+	n, gen := b.heldAt(off, int64(len(p)))
 	if n < int64(len(p)) {
 		return 0, fmt.Errorf("store: read piece %d of %s: %w", b.layout.At(off+n), b.digest, ErrMissing)
 	}
@@ -63,15 +65,24 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// readable tells how many of the n bytes at off may be read now, and in which
+// heldAt tells how many of the n bytes at off are held now, and in which
 // generation of the blob.
-func (b *Blob) readable(off, n int64) (int64, uint64) {
+func (b *Blob) heldAt(off, n int64) (int64, uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.readableLocked(off, n), b.gen
+	return b.heldLocked(off, n, b.layout.Pieces()), b.gen
 }
 
+// readableLocked tells how many of the n bytes at off a client may be given now:
+// the last piece waits for the seal, so that nobody completes a blob that is not
+// proven.
 func (b *Blob) readableLocked(off, n int64) int64 {
+	return b.heldLocked(off, n, b.layout.Pieces()-1)
+}
+
+// heldLocked tells how many of the n bytes at off lie in pieces before end that
+// are held, or in a blob that is sealed.
+func (b *Blob) heldLocked(off, n int64, end int) int64 {
 	switch {
 	case b.err != nil:
 		return 0
@@ -80,8 +91,8 @@ func (b *Blob) readableLocked(off, n int64) int64 {
 	case b.held == nil:
 		return 0
 	}
-	end := min(b.held.NextClear(b.layout.At(off)), b.layout.Pieces()-1) // the last piece waits for the seal
-	return max(0, min(n, b.layout.Offset(end)-off))
+	end = min(b.held.NextClear(b.layout.At(off)), end)
+	return max(0, min(n, b.layout.Offset(end)-off, b.layout.Size()-off))
 }
 
 // still tells whether the blob lives and is in the generation gen: bytes that

@@ -181,7 +181,8 @@ func (s *Store) Close() error {
 //
 // The error wraps ErrNoSpace when there is no room, ErrSize when the blob is held
 // with another size (a blob that is not proven and not in use gives way instead),
-// ErrBadDigest for an empty blob whose digest is not that of nothing, ErrClosed.
+// ErrBadDigest for an empty blob whose digest is not that of nothing, ErrRemoved
+// when Remove overtook it, ErrClosed.
 func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 	layout, err := blob.NewLayout(size)
 	if err == nil {

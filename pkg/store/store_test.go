@@ -187,13 +187,16 @@ func TestLastPieceWaitsForTheSeal(t *testing.T) {
 		}
 	}
 	buf := make([]byte, pieceLength)
-	wantError(t, "last piece of an unproven blob", b.ReadPiece(2, buf), store.ErrMissing)
-	wantError(t, "first piece", b.ReadPiece(0, buf), nil)
-	if !bytes.Equal(buf, c.Piece(0)) || b.Have().Has(2) {
+	wantError(t, "missing piece", b.ReadPiece(1, buf), store.ErrMissing)
+	wantError(t, "last piece, for another node", b.ReadPiece(2, buf), nil)
+	if !bytes.Equal(buf, c.Piece(2)) || !b.Have().Has(2) || b.Have().Has(1) {
 		t.Error("serves the wrong pieces")
 	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	wantError(t, "last piece, for a client", b.Wait(ended, c.Layout.Offset(2)), context.Canceled)
 	if got := b.Missing(c.Layout.All()); !slices.Equal(got, []blob.Run{{First: 1, Count: 1}}) {
-		t.Errorf("missing %v, want piece 1 only: the last is here, if not served", got)
+		t.Errorf("missing %v, want piece 1 only: the last is here, if not for clients", got)
 	}
 	_, err := b.File()
 	wantError(t, "file of an unproven blob", err, store.ErrMissing)

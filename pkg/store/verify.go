@@ -110,7 +110,7 @@ func (b *Blob) check(f *file, i int) error {
 		b.warn("piece found on disk is not what the sidecar says; it will be fetched again", err)
 	}
 	if b.endCheck(i, p.gen, err == nil) {
-		return b.finish()
+		return b.Seal()
 	}
 	return nil
 }

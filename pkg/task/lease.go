@@ -91,7 +91,11 @@ func (m *Manager) lease(l control.Lease) {
 	m.answered(t)
 	ctx, end := context.WithCancelCause(t.ctx)
 	t.leases[l.ID] = end
-	m.running.Go(func() { m.execute(ctx, t, l) })
+	t.blob.Acquire() // the task may end before the lease has
+	m.running.Go(func() {
+		defer t.blob.Release()
+		m.execute(ctx, t, l)
+	})
 }
 
 // leased is the task that a lease is for. The caller holds mu.
@@ -133,6 +137,15 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
 		m.scheduler.Tell(failed(l.ID, err))
 	}
 	t.changed()
+	m.seal(t)
+}
+
+// seal puts a whole blob safely onto the disk. Nobody waits for it: clients have
+// read to the end and the scheduler knows already.
+func (m *Manager) seal(t *task) {
+	if err := t.blob.Seal(); err != nil {
+		m.log.Error("a whole blob could not be kept", zap.Stringer("digest", t.digest), zap.Error(err))
+	}
 }
 
 func (m *Manager) read(ctx context.Context, t *task, l control.Lease) (n int64, err error) {
@@ -257,26 +270,18 @@ func (m *Manager) buffer(n int) *[]byte {
 }
 
 // have tells the scheduler of piece i, with the link that reading it from the
-// origin gave. The last piece is told when the whole is proven: it is what no
-// node may hand on before.
+// origin gave.
 func (m *Manager) have(t *task, i int, linked bool) {
 	m.mu.Lock()
 	t.asked = time.Now()
 	m.mu.Unlock()
-	h := control.Have{Digest: t.digest, Size: t.blob.Size(), Sealed: t.blob.Sealed()}
-	last := t.blob.Layout().Pieces() - 1
-	if i < last {
-		h.Runs = []blob.Run{{First: i, Count: 1}}
-		if linked {
-			h.FirstLink, h.Links = t.blob.Links(i+1, 1)
-		}
+	h := control.Have{Digest: t.digest, Size: t.blob.Size(), Runs: []blob.Run{{First: i, Count: 1}}, Sealed: t.blob.Sealed()}
+	if linked && i+1 < t.blob.Layout().Pieces() {
+		h.FirstLink, h.Links = t.blob.Links(i+1, 1)
 	}
+	m.scheduler.Tell(h)
 	if h.Sealed {
-		h.Runs = append(h.Runs, blob.Run{First: last, Count: 1})
 		t.changed()
-	}
-	if len(h.Runs) > 0 {
-		m.scheduler.Tell(h)
 	}
 }
 
@@ -342,13 +347,16 @@ func (m *Manager) readAlone(t *task) {
 	}
 	m.alone.Inc()
 	m.log.Info("no scheduler decides; reading the origin", zap.Stringer("digest", t.digest))
+	t.blob.Acquire() // the task may end before the read has
 	m.running.Go(func() {
+		defer t.blob.Release()
 		_, err := m.readOrigin(ctx, t, ref, header, runs[0])
 		if cause := context.Cause(ctx); err != nil && cause != nil {
 			err = cause // not the origin's fault: it was told to stop
 		}
 		end(nil)
 		m.endAlone(t, err)
+		m.seal(t)
 	})
 }
 

@@ -117,6 +117,9 @@ func Fill(tb testing.TB, s *store.Store, c *Content) {
 	if !b.Sealed() {
 		tb.Fatalf("%s is not sealed after its last piece", c.Digest)
 	}
+	if err := b.Seal(); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // Read reads the whole blob, waiting for what is not there.
