@@ -1,6 +1,10 @@
 package core
 
-import "github.com/damselfly-p2p/damselfly/pkg/blob"
+import (
+	"iter"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
 
 // Time is a point in time or a span of it, in nanoseconds. Points count from
 // any moment that the driver of a State keeps; only their order and distance
@@ -93,6 +97,22 @@ type Failed struct {
 
 // Tick tells nothing but the time. See State.Due.
 type Tick struct{}
+
+// pieces yields the pieces of runs of a blob of n pieces. Runs may overlap, as
+// those of messages that were joined do; but however many a node says, they
+// cost no more than a few times the blob's length.
+func pieces(runs []blob.Run, n int) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		left := 4*n + 1024
+		for _, r := range runs {
+			for p := max(r.First, 0); p < min(r.End(), n); p++ {
+				if left--; left < 0 || !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
 
 func (*Attend) event() {}
 func (*Leave) event()  {}

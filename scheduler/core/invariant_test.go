@@ -1,10 +1,15 @@
 package core
 
-import "testing"
+// failing is what failing and rapid.T have in common here.
+type failing interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
 
 // checkState counts everything anew, the dumb way, and compares; and it looks
 // for receivers that wait although somebody could serve them.
-func checkState(t testing.TB, s *State) {
+func checkState(t failing, s *State) {
 	t.Helper()
 	for _, n := range s.nodes {
 		if n == nil {
@@ -62,7 +67,7 @@ func checkState(t testing.TB, s *State) {
 	}
 }
 
-func checkSwarm(t testing.TB, s *State, b *swarm) {
+func checkSwarm(t failing, s *State, b *swarm) {
 	t.Helper()
 	if len(b.members) == 0 {
 		t.Fatalf("%s: nobody is in it, yet it is known", b.digest)
@@ -88,7 +93,7 @@ func checkSwarm(t testing.TB, s *State, b *swarm) {
 	checkWaiting(t, s, b)
 }
 
-func checkCounts(t testing.TB, b *swarm) {
+func checkCounts(t failing, b *swarm) {
 	t.Helper()
 	full, fullSpare, running := 0, 0, 0
 	hold, copies, spare, need := make([]int32, b.n), make([]int32, b.n), make([]int32, b.n), make([]int32, b.n)
@@ -163,7 +168,7 @@ func provedUpTo(b *swarm, p int) bool {
 }
 
 // checkWaiting looks for who waits for nothing.
-func checkWaiting(t testing.TB, s *State, b *swarm) {
+func checkWaiting(t failing, s *State, b *swarm) {
 	t.Helper()
 	queued := 0
 	for m := b.queue.first(); m != nil; m = b.queue.after(m) {

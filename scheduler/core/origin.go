@@ -1,7 +1,6 @@
 package core
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -35,55 +34,11 @@ type refusal struct {
 	count  int
 }
 
-// host is one registry host: the budget of origin leases.
-type host struct {
-	name    string
-	refs    int  // wants and leases
-	running int  // origin leases
-	until   Time // pause
-	strikes int  // pauses in a row
-}
-
 // maxRefusals bounds how many origins of one blob are remembered.
 const maxRefusals = 64
 
 // provedRun bounds an origin lease whose links all travel with it.
 const provedRun = 4096
-
-// setOrigin keeps the want's origin and counts its host.
-func (s *State) setOrigin(rx *receiver, o *Origin) {
-	if rx.host != nil {
-		s.unrefHost(rx.host)
-	}
-	rx.origin, rx.host = o, nil
-	if o == nil {
-		return
-	}
-	name := o.host()
-	h := s.hosts[name]
-	if h == nil {
-		h = &host{name: name}
-		s.hosts[name] = h
-	}
-	h.refs++
-	rx.host = h
-}
-
-func (s *State) unrefHost(h *host) {
-	h.refs--
-	s.forgetHost(h)
-}
-
-func (s *State) forgetHost(h *host) {
-	if h.refs == 0 && s.now >= h.until && s.hosts[h.name] == h {
-		delete(s.hosts, h.name)
-	}
-}
-
-// closed tells whether no further origin lease may start at h now.
-func (s *State) closed(h *host) bool {
-	return h.running >= s.cfg.HostLeases || s.now < h.until
-}
 
 // seek looks for pieces of an active swarm that somebody needs and no node can
 // serve, and has them read from the origin: the unproved ones in one run from
@@ -332,143 +287,6 @@ func (b *swarm) direct(w *member) bool {
 		}
 	}
 	return false
-}
-
-// progress notes that m has brought something: its origin leases may go on.
-func (s *State) progress(m *member) {
-	if m.rx == nil || m.n.reading == 0 {
-		return
-	}
-	for _, l := range m.n.down {
-		if l.m == m && l.host != nil {
-			l.deadline = s.now + s.originSpan(m.b)
-			if !l.rescue {
-				m.b.attempts = 0
-			}
-		}
-	}
-}
-
-// originFailed ends an origin lease and has another reader go on.
-func (s *State) originFailed(l *lease, reason Reason, status int, wait Time, cancel bool) {
-	if l.rescue {
-		s.rescueFailed(l, reason, status, wait, cancel)
-		return
-	}
-	m, b, behalf, origin, h := l.m, l.m.b, l.behalf, l.origin, l.host
-	h.refs++
-	defer s.unrefHost(h)
-	s.end(l, cancel)
-	s.endReader(b)
-	refused := reason == OriginError && status >= 400 && status < 500 && status != 408
-	switch {
-	case reason == BadDigest || reason == BadPiece:
-		s.revoke(b, m)
-		return
-	case status == 429 || wait > 0:
-		if !s.pauseHost(h, wait) {
-			s.refuseNeedy(b, fmt.Sprintf("the origin asks to wait %d s", wait/Second))
-			return
-		}
-		b.attempts++
-	case refused:
-		s.turnedAway(b, m, behalf, origin, status)
-		return
-	default:
-		b.attempts++
-		var a *avoided
-		b.unfit, a = s.avoid(b.unfit, m.n, 2*s.cfg.OriginBackoff, 60*Second)
-		s.wakeSwarm(b, a.until)
-		b.after = s.now + min(s.cfg.OriginBackoff<<min(b.attempts-1, 16), max(s.cfg.OriginBackoff, s.cfg.OriginBackoffMax))
-		s.wakeSwarm(b, b.after)
-	}
-	if b.attempts >= s.cfg.OriginAttempts {
-		b.attempts = 0
-		s.refuseNeedy(b, "the origin could not be read: the last of several attempts "+reason.because(status))
-	}
-}
-
-// because says in words why an origin lease failed.
-func (r Reason) because(status int) string {
-	switch {
-	case status != 0:
-		return fmt.Sprintf("was answered with status %d", status)
-	case r == StoreError:
-		return "failed because the node could not write"
-	case r == Cancelled:
-		return "was cancelled by the node"
-	}
-	return "did not get an answer"
-}
-
-// endReader takes every origin lease of the swarm back.
-func (s *State) endReader(b *swarm) {
-	for len(b.origins) > 0 {
-		s.end(b.origins[len(b.origins)-1], true)
-	}
-}
-
-// pauseHost keeps the whole cluster from a registry host. It tells false when
-// the origin asks for longer than anybody should wait.
-func (s *State) pauseHost(h *host, wait Time) bool {
-	pause := wait
-	if pause <= 0 {
-		pause = Second << min(h.strikes, 16)
-	}
-	h.strikes++
-	h.until = max(h.until, s.now+min(pause, s.cfg.MaxPause))
-	s.timers.push(timer{at: h.until, host: h})
-	return wait <= s.cfg.MaxPause
-}
-
-// turnedAway draws the conclusion from a 4xx: who a seed asked for asks itself,
-// who asked itself gets the origin's answer.
-func (s *State) turnedAway(b *swarm, m, behalf *member, origin *Origin, status int) {
-	at := slices.IndexFunc(b.refusals, func(r refusal) bool { return r.origin == *origin })
-	if at < 0 {
-		at = len(b.refusals)
-		b.refusals = append(b.refusals, refusal{origin: *origin})
-		if at >= maxRefusals {
-			b.refusals = slices.Delete(b.refusals, 0, 1)
-			at--
-		}
-	}
-	b.refusals[at].count++
-	reason := fmt.Sprintf("the origin answered with status %d", status)
-	if behalf != m {
-		b.refusals[at].seeds++
-		if behalf.wanting() {
-			behalf.rx.direct = true
-		}
-	} else if m.wanting() {
-		s.refuse(m, reason)
-	}
-	if b.refusals[at].count < s.cfg.OriginRefusals || origin.Private {
-		return
-	}
-	for i := len(b.wanters) - 1; i >= 0; i-- {
-		if w := b.wanters[i]; w.rx.origin != nil && *w.rx.origin == *origin {
-			s.refuse(w, reason)
-		}
-	}
-	b.refusals = slices.Delete(b.refusals, at, at+1)
-}
-
-// refuseNeedy refuses every want that needs a piece which no node can serve.
-func (s *State) refuseNeedy(b *swarm, reason string) {
-	for i := len(b.wanters) - 1; i >= 0; i-- {
-		m := b.wanters[i]
-		for w := range b.needed {
-			served := b.proved[w]
-			if b.full == 0 {
-				served &= b.held[w]
-			}
-			if m.missingWord(w)&^served != 0 {
-				s.refuse(m, reason)
-				break
-			}
-		}
-	}
 }
 
 // rest stops reading for nobody, unless most is done, and forgets the counts

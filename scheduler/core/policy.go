@@ -288,11 +288,16 @@ func (s *State) chooseRun(m *member, h *member, cand bitset, p int) blob.Run {
 	if m.n.expiries > 0 {
 		most = 1
 	}
-	run := blob.Run{First: p, Count: 1}
-	for q := p + 1; q < b.n && run.Count < most && cand.has(q) && h.has(q); q++ {
-		run.Count++
+	most = max(most, 1)
+	group := p - p%most
+	first, end := p, p+1
+	for first > group && cand.has(first-1) && h.has(first-1) {
+		first--
 	}
-	return run
+	for end < min(group+most, b.n) && cand.has(end) && h.has(end) {
+		end++
+	}
+	return blob.Run{First: first, Count: end - first}
 }
 
 // rescue lets m read from the origin what it can get from no holder: all that

@@ -10,6 +10,7 @@ import (
 
 type metrics struct {
 	schedule  prometheus.Histogram
+	events    *prometheus.CounterVec
 	decisions *prometheus.CounterVec
 	peers     *prometheus.GaugeVec
 	leases    *prometheus.GaugeVec
@@ -23,6 +24,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "damselfly_schedule_duration_seconds", Help: "Time that the core took for one event.",
 			Buckets: prometheus.ExponentialBuckets(1e-6, 4, 10),
 		}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "damselfly_events_total", Help: "Events that the core was told, by kind.",
+		}, []string{"kind"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "damselfly_decisions_total", Help: "Decisions sent to nodes, by kind.",
 		}, []string{"kind"}),
@@ -38,7 +42,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.schedule, m.decisions, m.peers, m.leases, m.blobs, m.wants} {
+	for _, c := range []prometheus.Collector{m.schedule, m.events, m.decisions, m.peers, m.leases, m.blobs, m.wants} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -46,8 +50,9 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-func (m *metrics) applied(took time.Duration, ds []core.Decision) {
+func (m *metrics) applied(e core.Event, took time.Duration, ds []core.Decision) {
 	m.schedule.Observe(took.Seconds())
+	m.events.WithLabelValues(core.EventName(e)).Inc()
 	for i := range ds {
 		m.decisions.WithLabelValues(ds[i].Kind.String()).Inc()
 	}

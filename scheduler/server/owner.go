@@ -21,7 +21,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.start = time.Now()
 	due := time.NewTimer(time.Hour)
 	defer due.Stop()
-	silent := time.NewTicker(look)
+	silent := time.NewTimer(time.Hour)
 	defer silent.Stop()
 	for {
 		select {
@@ -40,7 +40,7 @@ func (s *Server) Run(ctx context.Context) error {
 		if err := s.flushTrace(); err != nil {
 			return err
 		}
-		s.wind(due)
+		s.wind(due, silent)
 	}
 }
 
@@ -57,25 +57,40 @@ func (s *Server) takeMore() {
 	}
 }
 
-// wind sets the timer for the state's next deadline, rounded up so that deadlines
-// close to each other cost one wake.
-func (s *Server) wind(due *time.Timer) {
-	at, ok := s.state.Due()
-	if !ok {
+// wind sets the timers: for the state's next deadline, rounded up so that
+// deadlines close to each other cost one wake, and for the next look for silent
+// nodes.
+func (s *Server) wind(due, silent *time.Timer) {
+	if at, ok := s.state.Due(); ok {
+		due.Reset(max(time.Duration(at-s.now()), 0).Truncate(tick) + tick)
+	} else {
 		due.Stop()
+	}
+	if len(s.streams) == 0 {
+		silent.Stop()
 		return
 	}
-	due.Reset(max(time.Duration(at-s.now()), 0).Truncate(tick) + tick)
+	wait := time.Until(s.lookAt)
+	if s.state.Stats().Leases > 0 {
+		wait = min(wait, look)
+	}
+	silent.Reset(max(wait, 0))
 }
 
 func (s *Server) now() core.Time { return core.Time(time.Since(s.start)) }
 
 func (s *Server) take(e envelope) {
 	node := e.from.node
+	if !e.left {
+		<-e.from.room
+	}
 	switch {
 	case e.attend != nil:
 		if old, ok := s.streams[node]; ok {
 			old.end(status.New(codes.Aborted, "the node has opened another stream"))
+		}
+		if len(s.streams) == 0 {
+			s.lookAt = time.Now().Add(silentIdle)
 		}
 		s.streams[node] = &attendance{stream: e.from}
 		s.apply(e.attend)
@@ -96,7 +111,7 @@ func (s *Server) take(e envelope) {
 		s.sendOut() // a pong says that what came before it was decided
 	}
 	for _, n := range e.message.pings {
-		a.put(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
+		a.tell(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
 	}
 }
 
@@ -114,13 +129,16 @@ func (s *Server) leave(st *stream, why string) {
 // endSilent gives up nodes that have said nothing for too long.
 func (s *Server) endSilent() {
 	now := time.Now()
+	s.lookAt = now.Add(silentIdle)
 	var gone []string
 	for node, a := range s.streams {
 		limit := silentIdle
 		if s.state.Running(node) > 0 {
 			limit = silentBusy
 		}
-		if now.Sub(a.heard) > limit {
+		if until := a.heard.Add(limit); now.Before(until) {
+			s.lookAt = earlier(s.lookAt, until)
+		} else {
 			gone = append(gone, node)
 		}
 	}
@@ -132,29 +150,41 @@ func (s *Server) endSilent() {
 	}
 }
 
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 func (s *Server) apply(e core.Event) {
-	started := time.Now()
 	now := s.now()
 	if s.trace != nil {
 		s.line = append(core.AppendEvent(s.line[:0], now, e), '\n')
 		_, _ = s.trace.Write(s.line) // a failed write shows at the flush
 	}
-	before := len(s.out)
+	before, started := len(s.out), time.Now()
 	s.out = s.state.Apply(now, e, s.out)
-	s.metrics.applied(time.Since(started), s.out[before:])
+	s.metrics.applied(e, time.Since(started), s.out[before:])
 }
 
 // sendOut puts what was decided into the outboxes, in order.
 func (s *Server) sendOut() {
 	for i := range s.out {
 		d := &s.out[i]
-		a, ok := s.streams[d.To]
-		if ok && !a.put(encode(d)) {
-			a.end(status.New(codes.ResourceExhausted, "the node does not take its decisions; attend again"))
+		if a, ok := s.streams[d.To]; ok {
+			a.tell(encode(d))
 		}
 	}
 	clear(s.out)
 	s.out = s.out[:0]
+}
+
+// tell queues a decision, or gives up a node that lets too many pile up.
+func (a *attendance) tell(d *damselflyv1.Decision) {
+	if !a.put(d) {
+		a.end(status.New(codes.ResourceExhausted, "the node does not take its decisions; attend again"))
+	}
 }
 
 func (s *Server) flushTrace() error {

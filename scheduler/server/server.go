@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,7 +30,7 @@ const (
 	inboxLimit = 4096 // messages that wait for the owner of the state
 	batchLimit = 512  // messages taken between two rounds of sending
 	tick       = 50 * time.Millisecond
-	look       = time.Second // how often silent nodes are looked for
+	look       = time.Second // between two looks for silent nodes while leases run
 	// silentBusy and silentIdle are how long a node may say nothing, with leases
 	// and without. Nodes that wait or read ping several times a second.
 	silentBusy = 5 * time.Second
@@ -40,13 +41,15 @@ const (
 type Config struct {
 	// Core sets the rules of the state.
 	Core core.Config
-	// Seed makes choices repeatable: equal seeds and events, equal decisions.
+	// Seed makes choices repeatable: equal seeds and events, equal decisions. 0
+	// draws one, as a scheduler should that others came before: leases of theirs
+	// are then not taken for its own.
 	Seed uint64
 	// Caller says who opened a stream: the peer ID and role ("node" or "seed")
 	// of its certificate; false refuses the stream.
 	Caller func(context.Context) (id, role string, ok bool)
-	// Trace, if not nil, gets every event, one a line, in the text form of
-	// core.AppendEvent.
+	// Trace, if not nil, gets "# seed" and the seed in a line, then every event,
+	// one a line, in the text form of core.AppendEvent.
 	Trace io.Writer
 	// Release is what nodes are told that they attend.
 	Release string
@@ -65,6 +68,7 @@ type Server struct {
 	state   *core.State
 	start   time.Time
 	streams map[string]*attendance
+	lookAt  time.Time // for silent nodes
 	out     []core.Decision
 	trace   *bufio.Writer
 	line    []byte
@@ -90,12 +94,16 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Server, error
 	if cfg.Caller == nil {
 		return nil, errors.New("scheduler/server: Config.Caller is not set")
 	}
+	for cfg.Seed == 0 {
+		cfg.Seed = rand.Uint64()
+	}
 	s := &Server{
 		cfg: cfg, log: log, inbox: make(chan envelope, inboxLimit), stopped: make(chan struct{}),
 		state: core.New(cfg.Core, cfg.Seed), streams: map[string]*attendance{},
 	}
 	if cfg.Trace != nil {
 		s.trace = bufio.NewWriterSize(cfg.Trace, 64<<10)
+		_, _ = fmt.Fprintf(s.trace, "# seed %d\n", cfg.Seed) // a failed write shows at the flush
 	}
 	var err error
 	if s.metrics, err = newMetrics(reg); err != nil {
@@ -129,23 +137,39 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 	if !s.submit(st, envelope{from: st, attend: attend, message: rest}) {
 		return status.Error(codes.Unavailable, "the scheduler is stopping")
 	}
-	defer s.submit(nil, envelope{from: st, left: true})
-	go s.receive(g, st, d) // ends with the stream, which ends when this returns
-	return s.send(g, st)
+	// Both end with the stream, which ends when this returns. Sending is not done
+	// here: a node that takes nothing would keep its own end from it.
+	go s.receive(g, st, d)
+	go s.send(g, st)
+	select {
+	case <-st.ended:
+	case <-s.stopped:
+		st.end(status.New(codes.Unavailable, "the scheduler is stopping"))
+	case <-g.Context().Done():
+		st.end(status.FromContextError(g.Context().Err()))
+	}
+	select {
+	case s.inbox <- envelope{from: st, left: true}:
+	case <-s.stopped:
+	}
+	return st.why()
 }
 
 // submit gives the owner an envelope, waiting for room: that holds back the node
 // that talks too much, by its own stream's flow control. It is false when the
 // stream has been ended or the server stops.
 func (s *Server) submit(st *stream, e envelope) bool {
-	var ended chan struct{}
-	if st != nil {
-		ended = st.ended
+	select {
+	case st.room <- struct{}{}:
+	case <-st.ended:
+		return false
+	case <-s.stopped:
+		return false
 	}
 	select {
 	case s.inbox <- e:
 		return true
-	case <-ended:
+	case <-st.ended:
 		return false
 	case <-s.stopped:
 		return false
@@ -170,20 +194,17 @@ func (s *Server) receive(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dam
 	}
 }
 
-func (s *Server) send(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], st *stream) error {
+func (s *Server) send(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], st *stream) {
 	for {
 		select {
 		case <-st.ended:
-			return st.why()
-		case <-s.stopped:
-			return status.Error(codes.Unavailable, "the scheduler is stopping")
-		case <-g.Context().Done():
-			return status.FromContextError(g.Context().Err()).Err()
+			return
 		case <-st.wake:
 		}
-		if ds := st.take(); len(ds) > 0 {
+		for ds := st.take(); len(ds) > 0; ds = st.take() {
 			if err := g.Send(&damselflyv1.SchedulerMessage{Decisions: ds}); err != nil {
-				return err
+				st.end(status.New(codes.Canceled, "the node has left"))
+				return
 			}
 		}
 	}

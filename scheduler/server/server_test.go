@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -288,6 +289,9 @@ func TestSlowNodeDelaysNobody(t *testing.T) {
 			t.Fatalf("the quick node got %v", got)
 		}
 	}
+	if st := slow.refused(); st.Code() != codes.ResourceExhausted {
+		t.Errorf("the slow node's stream ended with %v", st)
+	}
 }
 
 func TestSilentNodeIsGivenUp(t *testing.T) {
@@ -342,8 +346,13 @@ func TestTraceCanBeReadBack(t *testing.T) {
 	for n.next().GetPong() == nil {
 	}
 	w.stop()
-	state, leases := core.New(core.Config{}, 0), 0
-	for line := range strings.Lines(w.trace.String()) {
+	seed, events, _ := strings.Cut(strings.TrimPrefix(w.trace.String(), "# seed "), "\n")
+	number, err := strconv.ParseUint(seed, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state, leases := core.New(core.Config{}, number), 0
+	for line := range strings.Lines(events) {
 		at, e, err := core.ParseEvent(strings.TrimSpace(line))
 		if err != nil {
 			t.Fatal(err)
