@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/damselfly-p2p/damselfly/e2e/client"
 	"github.com/damselfly-p2p/damselfly/e2e/cluster"
 	"github.com/damselfly-p2p/damselfly/e2e/origin"
 	"github.com/damselfly-p2p/damselfly/e2e/puller"
@@ -42,12 +44,53 @@ func BenchmarkColdPull(b *testing.B) {
 	}
 }
 
+// BenchmarkColdPullContainerd is BenchmarkColdPull with containerd as the client,
+// which verifies, stores and unpacks what it pulls, and with an origin as fast as
+// this machine.
+func BenchmarkColdPullContainerd(b *testing.B) {
+	ctr := client.All(programs(b).Programs.Programs)[0]
+	for _, row := range []struct {
+		name  string
+		seeds int
+	}{{"alone", 0}, {"with a seed", 1}} {
+		b.Run(row.name, func(b *testing.B) {
+			o := startOrigin(b, origin.Public, false)
+			c := startAlone
+			if row.seeds > 0 {
+				c = func(b testing.TB, o *origin.Origin) *cluster.Cluster { return startCluster(b, o, row.seeds, 1) }
+			}
+			pulls := 0
+			pull := func(mirror, repository string) float64 {
+				pulls++
+				arrived, err := ctr.Pull(b.Context(), client.Pull{
+					Dir: filepath.Join(directory(b), fmt.Sprint(pulls)), Node: client.Node{Mirror: mirror},
+					Registry: registry, Repository: repository, Tag: "v1",
+				})
+				must(b, err)
+				return arrived.Took.Seconds()
+			}
+			node := c(b, o).Nodes[0]
+			compare(b, o,
+				func(repository string) float64 { return pull(o.URL, repository) },
+				func(repository string) float64 { return pull(node.Mirror, repository) })
+		})
+	}
+}
+
 func coldPull(b *testing.B, o *origin.Origin, node *cluster.Member) {
 	pull := func(p *puller.Puller, repository string) float64 {
 		result, err := p.Pull(b.Context(), repository, "v1")
 		must(b, err)
 		return result.Elapsed.Seconds()
 	}
+	compare(b, o,
+		func(repository string) float64 { return pull(&puller.Puller{Base: o.URL}, repository) },
+		func(repository string) float64 { return pull(through(node), repository) })
+}
+
+// compare pulls b.N new images straight and through a node, by turns, and reports
+// the medians.
+func compare(b *testing.B, o *origin.Origin, straight, through func(repository string) float64) {
 	var direct, cold, ratios []float64
 	for i := 0; b.Loop(); i++ {
 		b.StopTimer()
@@ -57,11 +100,11 @@ func coldPull(b *testing.B, o *origin.Origin, node *cluster.Member) {
 		// By turns, so that neither always finds the registry's files warmer.
 		var d, c float64
 		if i%2 == 0 {
-			d = pull(&puller.Puller{Base: o.URL}, repository)
-			c = pull(through(node), repository)
+			d = straight(repository)
+			c = through(repository)
 		} else {
-			c = pull(through(node), repository)
-			d = pull(&puller.Puller{Base: o.URL}, repository)
+			c = through(repository)
+			d = straight(repository)
 		}
 		direct, cold, ratios = append(direct, d), append(cold, c), append(ratios, c/d)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Programs are the files of the runtimes. Containerd2 is containerd 2.x, built
@@ -59,6 +60,9 @@ type Arrived struct {
 	Index string
 	// Manifest is the digest of this machine's manifest, Config of its config.
 	Manifest, Config string
+	// Took is how long the pull itself took, without the start of the runtime; only
+	// containerd's ctr tells it.
+	Took time.Duration
 }
 
 // Client is one way to pull an image.

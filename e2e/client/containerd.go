@@ -96,9 +96,11 @@ func (p Programs) ctr16(ctx context.Context, pull Pull) (Arrived, error) {
 		if pull.User.Name != "" {
 			args = append(args, "--user", pull.User.Name+":"+pull.User.Password)
 		}
+		start := time.Now()
 		if _, err := ctr(append(args, pull.Image())...); err != nil {
 			return err
 		}
+		out.Took = time.Since(start)
 		list, err := ctr("images", "list", "name=="+pull.Image())
 		if err != nil {
 			return err
