@@ -40,7 +40,7 @@ func calm(t testing.TB, seed uint64, seeds, nodes, blobs int, keepLog bool) *wor
 }
 
 func TestCalmClusterReadsTheOriginOnce(t *testing.T) {
-	rounds := 3000
+	rounds := 1000
 	if testing.Short() {
 		rounds = 50
 	}

@@ -148,7 +148,7 @@ func (n *simNode) nextLease(id uint64) *simLease {
 }
 
 func TestNobodyIsStuckInTrouble(t *testing.T) {
-	rounds := 3000
+	rounds := 2000
 	if testing.Short() {
 		rounds = 200
 	}

@@ -70,11 +70,10 @@ func (s *Server) wind(due, silent *time.Timer) {
 		silent.Stop()
 		return
 	}
-	wait := time.Until(s.lookAt)
 	if s.state.Stats().Leases > 0 {
-		wait = min(wait, look)
+		s.lookAt = earlier(s.lookAt, time.Now().Add(look))
 	}
-	silent.Reset(max(wait, 0))
+	silent.Reset(time.Until(s.lookAt))
 }
 
 func (s *Server) now() core.Time { return core.Time(time.Since(s.start)) }

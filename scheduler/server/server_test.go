@@ -280,10 +280,13 @@ func TestSlowNodeDelaysNobody(t *testing.T) {
 	for i := range 4000 {
 		pings = append(pings, ping(uint64(i)))
 	}
-	for i := range 50 { // each is answered, and nobody takes the answers
-		if slow.Send(&damselflyv1.NodeMessage{Events: pings}) != nil {
-			break
+	sent := make(chan struct{})
+	go func() { // each ping is answered, and nobody takes the answers
+		defer close(sent)
+		for slow.Send(&damselflyv1.NodeMessage{Events: pings}) == nil {
 		}
+	}()
+	for i := range 200 {
 		quick.tell(ping(uint64(i)))
 		if got := quick.next(); got.GetPong().GetNumber() != uint64(i) {
 			t.Fatalf("the quick node got %v", got)
@@ -292,6 +295,7 @@ func TestSlowNodeDelaysNobody(t *testing.T) {
 	if st := slow.refused(); st.Code() != codes.ResourceExhausted {
 		t.Errorf("the slow node's stream ended with %v", st)
 	}
+	<-sent
 }
 
 func TestSilentNodeIsGivenUp(t *testing.T) {

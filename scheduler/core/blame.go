@@ -1,0 +1,142 @@
+package core
+
+// Who is left out, by whom and for how long.
+
+// strike notes that by got a bad piece from n.
+func (s *State) strike(n *node, by string) {
+	for _, known := range n.strikes {
+		if known == by {
+			return
+		}
+	}
+	n.strikes = append(n.strikes, by)
+	if len(n.strikes) >= s.cfg.Strikes {
+		s.bar(n, s.now+s.cfg.Quarantine, true)
+	}
+}
+
+// missed notes that by could not reach n.
+func (s *State) missed(n *node, by uint64) {
+	for _, known := range n.unreached {
+		if known == by {
+			return
+		}
+	}
+	n.unreached = append(n.unreached, by)
+	if len(n.unreached) >= s.cfg.Reports && !n.barred {
+		gone := min(s.cfg.GoneTime<<min(n.goneTimes, 16), max(300*Second, s.cfg.GoneTime))
+		n.goneTimes++
+		s.bar(n, s.now+gone, false)
+	}
+}
+
+// avoided is a node that a receiver, or a swarm in search of a reader, leaves
+// out for a time.
+type avoided struct {
+	serial uint64
+	until  Time
+	steps  uint8 // times in a row
+	hard   bool  // more than a holder at its limit: who else has it?
+	bad    bool  // sent bad bytes
+}
+
+// avoid notes node n in list for a time that doubles with each time in a row,
+// from first up to most. It returns the list and the entry.
+func (s *State) avoid(list []avoided, n *node, first, most Time) ([]avoided, *avoided) {
+	at := -1
+	for i := range list {
+		if list[i].serial == n.serial {
+			at = i
+		}
+	}
+	if at < 0 {
+		list = append(list, avoided{serial: n.serial})
+		at = len(list) - 1
+	}
+	a := &list[at]
+	a.until = s.now + min(first<<min(a.steps, 16), max(first, most))
+	if a.steps < 255 {
+		a.steps++
+	}
+	return list, a
+}
+
+// pardon has m leave out n no longer, which has served it. One good piece does
+// not make up for a bad one.
+func (s *State) pardon(m *member, n *node) {
+	list := m.rx.avoids
+	for i := range list {
+		if list[i].serial == n.serial && !list[i].bad {
+			m.rx.avoids = append(list[:i], list[i+1:]...)
+			s.enqueue(m, true)
+			return
+		}
+	}
+}
+
+// avoids tells whether n is left out now.
+func (s *State) avoids(list []avoided, n *node) bool {
+	for i := range list {
+		if list[i].serial == n.serial {
+			return s.now < list[i].until
+		}
+	}
+	return false
+}
+
+// avoidsHard is avoids without those that are only at their limit.
+func (s *State) avoidsHard(list []avoided, n *node) bool {
+	for i := range list {
+		if list[i].serial == n.serial {
+			return list[i].hard && s.now < list[i].until
+		}
+	}
+	return false
+}
+
+// blame remembers strikes of nodes that have left, so that leaving and coming
+// back does not clear a name. It holds a bounded number, the newest.
+type blame struct {
+	byID  map[string]*blamed
+	order []string
+}
+
+type blamed struct {
+	strikes []string
+	until   Time // of the quarantine, or of the memory
+	jailed  bool
+}
+
+const maxBlamed = 1024
+
+func (s *State) remember(n *node) {
+	if len(n.strikes) == 0 {
+		return
+	}
+	if s.blame.byID == nil {
+		s.blame.byID = map[string]*blamed{}
+	}
+	if s.blame.byID[n.id] == nil {
+		if len(s.blame.order) >= maxBlamed {
+			delete(s.blame.byID, s.blame.order[0])
+			s.blame.order = append(s.blame.order[:0], s.blame.order[1:]...)
+		}
+		s.blame.order = append(s.blame.order, n.id)
+	}
+	b := &blamed{strikes: n.strikes, until: s.now + s.cfg.Quarantine, jailed: n.quarantined}
+	if n.quarantined {
+		b.until = n.barredUntil
+	}
+	s.blame.byID[n.id] = b
+}
+
+func (s *State) recall(n *node) {
+	b := s.blame.byID[n.id]
+	if b == nil || s.now >= b.until {
+		return
+	}
+	n.strikes = b.strikes
+	if b.jailed {
+		s.bar(n, b.until, true)
+	}
+}
