@@ -101,8 +101,8 @@ func (c Config) Validate() error {
 	if c.Scheduler != "" && c.Peer.Listen == "" {
 		errs = append(errs, errors.New("peer.listen is empty although a scheduler is set; other nodes need it to read from this one"))
 	}
-	if c.Peer.UploadSlots < 0 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
-		errs = append(errs, errors.New("peer.uploadSlots must be 0 to 1024 and peer.downloadSlots 1 to 1024"))
+	if c.Peer.UploadSlots < 1 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
+		errs = append(errs, errors.New("peer.uploadSlots and peer.downloadSlots must be 1 to 1024"))
 	}
 	if len(c.Proxy.Intercept) > 0 && c.Proxy.Listen == "" {
 		errs = append(errs, errors.New("proxy.intercept is set but proxy.listen is not; set it, such as 127.0.0.1:65003"))

@@ -137,15 +137,6 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
 		m.scheduler.Tell(failed(l.ID, err))
 	}
 	t.changed()
-	m.seal(t)
-}
-
-// seal puts a whole blob safely onto the disk. Nobody waits for it: clients have
-// read to the end and the scheduler knows already.
-func (m *Manager) seal(t *task) {
-	if err := t.blob.Seal(); err != nil {
-		m.log.Error("a whole blob could not be kept", zap.Stringer("digest", t.digest), zap.Error(err))
-	}
 }
 
 func (m *Manager) read(ctx context.Context, t *task, l control.Lease) (n int64, err error) {
@@ -319,7 +310,8 @@ func (m *Manager) tellAll() {
 	})
 }
 
-// revoke drops what a chain that led to a wrong digest had let in.
+// revoke drops what a chain that led to a wrong digest had let in, says so, and
+// asks anew where clients still wait.
 func (m *Manager) revoke(d blob.Digest) {
 	m.with(d, func(t *task) {
 		for _, end := range t.leases {
@@ -327,11 +319,17 @@ func (m *Manager) revoke(d blob.Digest) {
 		}
 	})
 	if b, ok := m.store.Get(d); ok {
-		defer b.Release()
 		if err := b.Reset(); err != nil {
 			m.log.Error("a revoked blob could not be reset", zap.Stringer("digest", d), zap.Error(err))
 		}
+		b.Release()
 	}
+	m.Dropped(d)
+	m.with(d, func(t *task) {
+		if t.clients > 0 {
+			m.want(t)
+		}
+	})
 }
 
 // readAlone grants this node the origin for t. The caller holds mu.
@@ -356,7 +354,6 @@ func (m *Manager) readAlone(t *task) {
 		}
 		end(nil)
 		m.endAlone(t, err)
-		m.seal(t)
 	})
 }
 

@@ -59,12 +59,16 @@ type Config struct {
 	// Linger is how long a task goes on after its last client went away: clients
 	// that fetch in ranges come back at once. Default 30 s.
 	Linger time.Duration
+	// Settle is how long after a blob is whole it is synced to the disk. Default
+	// 10 s.
+	Settle time.Duration
 }
 
 func (c *Config) setDefaults() {
 	c.Patience = orDefault(c.Patience, 400*time.Millisecond)
 	c.Stall = orDefault(c.Stall, 20*time.Second)
 	c.Linger = orDefault(c.Linger, 30*time.Second)
+	c.Settle = orDefault(c.Settle, 10*time.Second)
 }
 
 func orDefault(d, def time.Duration) time.Duration {
@@ -301,7 +305,23 @@ func (m *Manager) finish(t *task) {
 	if !errors.Is(cause, errDone) && !errors.Is(cause, errNoClient) && !errors.Is(cause, ErrClosed) && !errors.Is(cause, context.Canceled) {
 		m.log.Warn("a blob could not be made whole", zap.Stringer("digest", t.digest), zap.Error(cause))
 	}
+	if errors.Is(cause, errDone) {
+		m.keep(t)
+	}
 	t.blob.Release()
+}
+
+// keep puts a whole blob safely onto the disk, a while after it has come: a sync
+// now would hold up the client's own, which is writing the same bytes. Until then
+// a restart checks the blob again before it trusts it.
+func (m *Manager) keep(t *task) {
+	select {
+	case <-m.ctx.Done():
+	case <-time.After(m.cfg.Settle):
+	}
+	if err := t.blob.Seal(); err != nil {
+		m.log.Error("a whole blob could not be kept", zap.Stringer("digest", t.digest), zap.Error(err))
+	}
 }
 
 // want tells the scheduler what t waits for. The caller holds mu.
