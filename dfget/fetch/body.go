@@ -72,9 +72,9 @@ func (g *guarded) Close() error {
 	return err
 }
 
-// reply reads the headers of resp, an answer to a request for w from off on. It
+// reply reads the headers of resp, an answer to a request for w. It
 // errs, and closes the body, unless resp brings content.
-func reply(resp *http.Response, w Want, off int64) (*Reply, error) {
+func reply(resp *http.Response, w Want) (*Reply, error) {
 	r := &Reply{Body: resp.Body, Size: resp.ContentLength, MediaType: resp.Header.Get("Content-Type"), Validator: validator(resp.Header)}
 	if d, err := blob.ParseDigest(resp.Header.Get("Docker-Content-Digest")); err == nil {
 		r.Digest = d

@@ -117,7 +117,7 @@ func (m *Mirror) Open(ctx context.Context, w Want, off int64, validator string) 
 		return nil, err
 	}
 	resp.Body = &guarded{ReadCloser: resp.Body, dog: dog}
-	return reply(resp, w, off)
+	return reply(resp, w)
 }
 
 func (m *Mirror) send(ctx context.Context, w Want, header http.Header) (*http.Response, error) {

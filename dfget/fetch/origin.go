@@ -41,7 +41,7 @@ func (o *Origin) Open(ctx context.Context, w Want, off int64, validator string) 
 		return nil, err
 	}
 	resp.Body = &guarded{ReadCloser: resp.Body, dog: dog}
-	return reply(resp, w, off)
+	return reply(resp, w)
 }
 
 func (o *Origin) openBlob(ctx context.Context, w Want, off int64) (*Reply, error) {

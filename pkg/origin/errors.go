@@ -95,7 +95,7 @@ func (e *StatusError) Error() string {
 
 // about is err as the package returns it: it says what it is about, once.
 func about(ref Ref, err error) error {
-	if _, ok := err.(*StatusError); ok {
+	if status := (*StatusError)(nil); errors.As(err, &status) {
 		return err
 	}
 	return fmt.Errorf("origin: %s: %w", ref, err)

@@ -217,10 +217,11 @@ func TestLongPause(t *testing.T) {
 func TestUnhintedPausesGrow(t *testing.T) {
 	g := newGate(1, time.Now())
 	now := time.Now()
-	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 32} {
+	for _, seconds := range []int{1, 2, 4, 8, 16, 32, 32} {
+		want := time.Duration(seconds) * time.Second
 		g.saw(now, &refusal{code: 429, header: http.Header{}})
-		if left, _ := g.pause(now); left != want*time.Second {
-			t.Errorf("pause of %s, want %ds", left, want)
+		if left, _ := g.pause(now); left != want {
+			t.Errorf("pause of %s, want %s", left, want)
 		}
 		now = now.Add(time.Hour)
 	}

@@ -22,10 +22,10 @@ func TestNoSecrets(t *testing.T) {
 		"502": func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(502) },
 		"cut": func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
 		"presigned to nowhere": func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "http://u:"+canary+"@gone.example/x?X-Amz-Signature="+canary, 307)
+			http.Redirect(w, r, "http://u:"+canary+"@gone.example/x?X-Amz-Signature="+canary, http.StatusTemporaryRedirect)
 		},
 		"presigned loop": func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "/loop?sig="+canary, 307)
+			http.Redirect(w, r, "/loop?sig="+canary, http.StatusTemporaryRedirect)
 		},
 		"short": func(w http.ResponseWriter, r *http.Request) {
 			_, _ = w.Write(headOf(w, r, make([]byte, 10))[:5])

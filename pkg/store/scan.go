@@ -7,7 +7,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -18,7 +17,6 @@ import (
 type found struct {
 	digest                  blob.Digest
 	whole, part, meta, temp bool
-	used                    time.Time
 }
 
 // scan takes in what an earlier run left. No file can make it fail: what is of

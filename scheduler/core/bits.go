@@ -28,15 +28,6 @@ func (b bitset) count() int {
 	return n
 }
 
-func (b bitset) empty() bool {
-	for _, x := range b {
-		if x != 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // next is the first set piece at or after i, or -1.
 func (b bitset) next(i int) int {
 	for w := i >> 6; w < len(b); w++ {

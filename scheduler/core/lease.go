@@ -22,7 +22,6 @@ type lease struct {
 	behalf *member // whose want gave the origin
 	ahead  bool    // reads where links are not known yet
 	rescue bool    // for m alone, because it can reach no holder
-	moved  bool    // has brought something
 }
 
 // leases keeps running leases in slots. An ID is the slot below a number that
