@@ -280,6 +280,33 @@ func TestRestartKeepsBlobs(t *testing.T) {
 	}
 }
 
+// TestFullDisk gives one of two nodes a disk on which the image has no room: its
+// client gets the image all the same, and the other node is not harmed.
+func TestFullDisk(t *testing.T) {
+	o := startOrigin(t, origin.Public, false)
+	c := startCluster(t, o, 1, 1)
+	small, err := c.New(cluster.Member{Name: "small", Role: cluster.Node, DataDir: directory(t)})
+	must(t, err)
+	must(t, syscall.Mount("tmpfs", small.DataDir, "tmpfs", 0, "size=16m"))
+	t.Cleanup(func() { must(t, syscall.Unmount(small.DataDir, 0)) })
+	must(t, small.Start(deadline(t)))
+	t.Cleanup(func() { must(t, small.Stop()) })
+	img := push(t, o, "app/img", sample.Large(), sample.OCI)
+	nodes := append([]*cluster.Member{small}, c.Nodes...)
+	start := time.Now()
+	pullAll(t, nodes, img, "app/img")
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("the pulls took %s", took)
+	}
+	pullAll(t, nodes, img, "app/img") // and again, with the disk full from the start
+	layer := largest(img)
+	ratio := float64(o.Counts().BlobBytes[layer.Digest]) / float64(layer.Size())
+	t.Logf("the origin sent %.2f times the largest layer", ratio)
+	if ratio > 3.05 { // once for the cluster, and what found no room at each pull
+		t.Errorf("the origin sent %.2f times the largest layer", ratio)
+	}
+}
+
 // TestNodeStopsWhilePulling stops a node by SIGTERM while a client pulls a layer
 // from it: the client gets the whole layer before the node is gone.
 func TestNodeStopsWhilePulling(t *testing.T) {

@@ -45,6 +45,8 @@ type Pull struct {
 	// docker.io/Repository instead.
 	Registry, Repository, Tag string
 	User                      User
+	// Archive is the file that DockerLoad takes the image from.
+	Archive string
 }
 
 // Image is the image's name.

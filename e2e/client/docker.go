@@ -67,10 +67,39 @@ func (p Programs) docker(ctx context.Context, pull Pull, config map[string]any, 
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}}}
-	if err := api.pull(ctx, pull); err != nil {
+	if pull.Archive != "" {
+		err = api.load(ctx, pull)
+	} else {
+		err = api.pull(ctx, pull)
+	}
+	if err != nil {
 		return Arrived{}, err
 	}
 	return api.status(ctx, pull)
+}
+
+// DockerLoad has a fresh dockerd take an image from the archive, as docker load
+// does.
+func (p Programs) DockerLoad(ctx context.Context, pull Pull) (Arrived, error) {
+	return p.docker(ctx, pull, map[string]any{}, nil, pull.namespace())
+}
+
+func (d dockerAPI) load(ctx context.Context, pull Pull) error {
+	f, err := os.Open(pull.Archive)
+	if err != nil {
+		return fmt.Errorf("docker load: %w", err)
+	}
+	defer f.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://docker/v1.41/images/load", f)
+	if err != nil {
+		return fmt.Errorf("docker load: %w", err)
+	}
+	req.Header.Set("Content-Type", "application/x-tar")
+	body, err := d.do(req)
+	if err != nil {
+		return fmt.Errorf("docker load: %w", err)
+	}
+	return progressError("docker load", body)
 }
 
 // dockerAPI is dockerd's own API.
@@ -95,16 +124,21 @@ func (d dockerAPI) pull(ctx context.Context, pull Pull) error {
 	if err != nil {
 		return fmt.Errorf("docker pull %s: %w", pull.Image(), err)
 	}
+	return progressError("docker pull "+pull.Image(), body)
+}
+
+// progressError is the error in a body of progress messages, if there is one.
+func progressError(what string, body []byte) error {
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	for {
 		var progress struct{ Error string }
 		if err := decoder.Decode(&progress); err == io.EOF {
 			return nil
 		} else if err != nil {
-			return fmt.Errorf("docker pull %s: %w", pull.Image(), err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
 		if progress.Error != "" {
-			return fmt.Errorf("docker pull %s: %s", pull.Image(), progress.Error)
+			return fmt.Errorf("%s: %s", what, progress.Error)
 		}
 	}
 }

@@ -65,6 +65,7 @@ func DefaultConfig() Config {
 	return Config{
 		DataDir: "/var/lib/damselfly",
 		Mirror:  MirrorConfig{Listen: "127.0.0.1:65001"},
+		Proxy:   ProxyConfig{Config: proxy.DefaultConfig()},
 		Peer:    PeerConfig{Listen: ":65010", UploadSlots: 2, DownloadSlots: 2},
 		Origin:  origin.DefaultConfig(),
 		Log:     config.DefaultLog(),

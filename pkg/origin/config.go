@@ -12,46 +12,46 @@ import (
 // at https://<its name>.
 type Config struct {
 	// Hosts are upstreams that need more than their name.
-	Hosts []Host `yaml:"hosts" doc:"upstreams that need more than their name"`
+	Hosts []Host `yaml:"hosts" doc:"Upstreams that need more than their name."`
 	// OnlyListed refuses every registry and URL whose host is not in Hosts. Off,
 	// clients may name any host, within the bounds of the address guard.
-	OnlyListed bool `yaml:"onlyListed" doc:"refuse every registry and URL whose host is not in hosts"`
+	OnlyListed bool `yaml:"onlyListed" doc:"Refuse every registry and URL whose host is not in hosts."`
 	// Allow lists addresses (CIDR, or one address) that the guard lets through
 	// although it would refuse them: loopback, link-local, metadata, multicast.
 	// Every client of this node can then make it send requests there. Private
 	// addresses (RFC 1918) need no entry.
-	Allow []string `yaml:"allow" doc:"addresses (CIDR) that origins may have although they are loopback, link-local, metadata or multicast"`
+	Allow []string `yaml:"allow" doc:"Addresses (CIDR) that origins may have although they are loopback, link-local, metadata or multicast."`
 	// Proxy is the HTTP proxy for all upstreams: "" follows HTTPS_PROXY,
 	// HTTP_PROXY and NO_PROXY, "none" uses none, anything else is a URL. Behind a
 	// proxy host names are resolved by the proxy, so the guard sees only addresses
 	// that URLs spell out.
-	Proxy string `yaml:"proxy" doc:"HTTP proxy for origins: a URL, none, or empty for HTTPS_PROXY, HTTP_PROXY and NO_PROXY"`
+	Proxy string `yaml:"proxy" doc:"HTTP proxy for origins: a URL, none, or empty for HTTPS_PROXY, HTTP_PROXY and NO_PROXY."`
 	// DockerConfig is the path of a docker config.json with the node's own
 	// credentials, plain or by credential helper; "" = none. They are used when a
 	// client sends none itself and the registry asks for one, so they open to
 	// every client of this node what they open to the node. Read anew whenever a
 	// token is needed.
-	DockerConfig string `yaml:"dockerConfig" doc:"path of a docker config.json with credentials of this node; empty = none"`
+	DockerConfig string `yaml:"dockerConfig" doc:"Path of a docker config.json with credentials of this node; empty = none."`
 	// UserAgent is sent where the client's header has none.
 	UserAgent string `yaml:"-"`
 
 	// DialTimeout bounds one TCP connect, and likewise the TLS handshake.
 	// Default 10 s.
-	DialTimeout time.Duration `yaml:"dialTimeout" doc:"longest TCP connect to an origin, and longest TLS handshake"`
+	DialTimeout time.Duration `yaml:"dialTimeout" doc:"Longest TCP connect to an origin, and longest TLS handshake."`
 	// StallTimeout is how long an origin may be silent, before its headers or
 	// between two reads of the body, until the request is given up and taken up
 	// again on another connection. Default 20 s.
-	StallTimeout time.Duration `yaml:"stallTimeout" doc:"how long an origin may be silent before its request is taken up again elsewhere"`
+	StallTimeout time.Duration `yaml:"stallTimeout" doc:"How long an origin may be silent before its request is taken up again elsewhere."`
 	// MaxRetryAfter is the longest wait that an origin may ask for (429, 503 with
 	// Retry-After) and that Read grants; above it Read fails with a StatusError.
 	// Default 30 s.
-	MaxRetryAfter time.Duration `yaml:"maxRetryAfter" doc:"longest wait that an origin may ask for (429, 503) and is granted"`
+	MaxRetryAfter time.Duration `yaml:"maxRetryAfter" doc:"Longest wait that an origin may ask for (429, 503) and is granted."`
 	// MaxSkip is how many bytes Read reads and drops in order to reach its offset
 	// when an origin ignores Range. Default 1 GiB.
-	MaxSkip int64 `yaml:"maxSkip" doc:"bytes that are read and dropped to reach an offset when an origin ignores ranges"`
+	MaxSkip int64 `yaml:"maxSkip" doc:"Bytes that are read and dropped to reach an offset when an origin ignores ranges."`
 	// MaxRequests bounds the requests under way to one host: so many reads and
 	// so many other requests. More wait. Default 64.
-	MaxRequests int `yaml:"maxRequests" doc:"requests under way to one host: so many reads and so many others"`
+	MaxRequests int `yaml:"maxRequests" doc:"Requests under way to one host: so many reads and so many others."`
 }
 
 // Host is one upstream that the operator vouches for: its address is not
@@ -59,14 +59,14 @@ type Config struct {
 type Host struct {
 	// Name is the registry's name as image references spell it: "docker.io",
 	// "registry.example.com:5000".
-	Name string `yaml:"name" doc:"registry name as image references spell it"`
+	Name string `yaml:"name" doc:"Registry name as image references spell it."`
 	// Endpoint is where it is served: scheme://host[:port][/prefix]; the prefix
 	// goes before "/v2/". Default https://<name>. An http endpoint sends
 	// credentials in the clear.
-	Endpoint string `yaml:"endpoint" doc:"scheme://host[:port][/prefix]; default https://<name>"`
+	Endpoint string `yaml:"endpoint" doc:"Where it is served: scheme://host[:port][/prefix]. Default https://<name>."`
 	// CAFile holds PEM certificates that the host's own certificate may chain to,
 	// beside the system's. There is no way to switch verification off.
-	CAFile string `yaml:"caFile" doc:"PEM certificates that the host's certificate may chain to, beside the system's"`
+	CAFile string `yaml:"caFile" doc:"PEM certificates that the host's certificate may chain to, beside the system's."`
 }
 
 // DefaultConfig is the Config that the zero one stands for.

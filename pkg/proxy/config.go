@@ -16,16 +16,16 @@ import (
 type Config struct {
 	// DefaultRegistry is meant by requests of the main face that name no registry.
 	// Default docker.io.
-	DefaultRegistry string `yaml:"defaultRegistry" doc:"registry of requests that name none"`
+	DefaultRegistry string `yaml:"defaultRegistry" doc:"Registry of requests that name none."`
 
 	// Intercept lists the registry hosts that the forward proxy serves itself, over
 	// TLS with a certificate of its own CA: "ghcr.io" (ports 443 and 80),
 	// "registry.example.com:5000" (that port), "*.example.com" (any host below it).
 	// Every other host is tunnelled unread.
-	Intercept []string `yaml:"intercept" doc:"registry hosts that the forward proxy serves from the cluster; others are tunnelled"`
+	Intercept []string `yaml:"intercept" doc:"Registry hosts that the forward proxy serves from the cluster; others are tunnelled."`
 	// CADir is the directory of the forward proxy's CA. It is made when missing.
 	// Empty: there is no forward proxy.
-	CADir string `yaml:"caDir" doc:"directory of the forward proxy's CA; empty = no forward proxy"`
+	CADir string `yaml:"caDir" doc:"Directory of the CA under which the proxy face serves the hosts of intercept. Empty: proxy-ca below dataDir."`
 	// Dial opens the connections of tunnels and of plain HTTP requests that are not
 	// for a registry. It must refuse addresses that clients may not reach through
 	// this node: loopback, link-local, metadata. Needed with CADir.
@@ -46,28 +46,28 @@ type Config struct {
 	// TagTTL is how long the digest of a tag is believed, per credential. Longer
 	// spares the origin a HEAD, shorter notices a moved tag sooner. Default 10 s;
 	// below zero: never.
-	TagTTL time.Duration `yaml:"tagTTL" doc:"how long a tag's digest is believed, per credential"`
+	TagTTL time.Duration `yaml:"tagTTL" doc:"How long a tag's digest is believed, per credential."`
 	// GrantTTL is how long an origin's permission is believed, per credential and
 	// digest; an expiring token ends it sooner. A revoked right works that long.
 	// Default 5 min.
-	GrantTTL time.Duration `yaml:"grantTTL" doc:"how long an origin's permission for a digest is believed, per credential"`
+	GrantTTL time.Duration `yaml:"grantTTL" doc:"How long an origin's permission for a digest is believed, per credential."`
 	// DenyTTL is how long an origin's refusal (401, 403, 404) is repeated to the
 	// credential that got it without asking again. Default 5 s; below zero: never.
-	DenyTTL time.Duration `yaml:"denyTTL" doc:"how long an origin's refusal is repeated to the same credential"`
+	DenyTTL time.Duration `yaml:"denyTTL" doc:"How long an origin's refusal is repeated to the same credential."`
 	// GrantEntries bounds the permissions in memory, about 300 bytes each; the least
 	// used are dropped and cost a HEAD when they are needed again. Default 32768.
-	GrantEntries int `yaml:"grantEntries" doc:"most permissions kept in memory"`
+	GrantEntries int `yaml:"grantEntries" doc:"Most permissions kept in memory."`
 
 	// HeaderWait is how long a blob's headers wait for its first byte. Until then an
 	// error is a proper status and the client can go elsewhere; afterwards it is a
 	// short body. Default 3 s.
-	HeaderWait time.Duration `yaml:"headerWait" doc:"longest wait for a blob's first byte before its headers are sent"`
+	HeaderWait time.Duration `yaml:"headerWait" doc:"Longest wait for a blob's first byte before its headers are sent."`
 	// OriginTimeout bounds one question to an origin (HEAD, tag, manifest) and the
 	// wait for a whole manifest. Default 20 s: containerd gives up after 30 s.
-	OriginTimeout time.Duration `yaml:"originTimeout" doc:"longest wait for an origin's answer about a tag, a manifest or a permission"`
+	OriginTimeout time.Duration `yaml:"originTimeout" doc:"Longest wait for an origin's answer about a tag, a manifest or a permission."`
 	// WriteTimeout is how long a client may take nothing of a response until its
 	// connection is closed. Default 60 s.
-	WriteTimeout time.Duration `yaml:"writeTimeout" doc:"how long a client may read nothing before it is dropped"`
+	WriteTimeout time.Duration `yaml:"writeTimeout" doc:"How long a client may read nothing before it is dropped."`
 }
 
 // DefaultConfig is the zero Config with its defaults spelled out.

@@ -136,6 +136,9 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
 		m.log.Debug("a lease failed", zap.Stringer("digest", t.digest), zap.Uint64("lease", l.ID), zap.Error(err))
 		m.scheduler.Tell(failed(l.ID, err))
 	}
+	if errors.Is(err, store.ErrNoSpace) {
+		t.end(err) // no other source would mend that
+	}
 	t.changed()
 }
 

@@ -112,7 +112,9 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 		b.Release()
 		return nil, err
 	}
-	return m.handle(ctx, b, t), nil
+	h := m.handle(ctx, b, t)
+	m.through(ctx, h, req)
+	return h, nil
 }
 
 // join adds a client to the task of b, starting it where there is none.
@@ -179,6 +181,26 @@ func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task) *Handle {
 	return h
 }
 
+// through has h go on at the origin, with the client's own ctx, where the store
+// runs full.
+func (m *Manager) through(ctx context.Context, h *Handle, req Request) {
+	o := &overflow{
+		ReadSeekCloser: h.content,
+		rest:           &originContent{ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header, size: h.size},
+	}
+	stored := h.ready
+	h.content = o
+	h.ready = func(ctx context.Context, off int64) error {
+		if err := stored(ctx, off); !errors.Is(err, store.ErrNoSpace) {
+			return err
+		}
+		if _, err := o.rest.Seek(off, io.SeekStart); err != nil {
+			return err
+		}
+		return o.rest.open()
+	}
+}
+
 // passThrough gives one client the origin's bytes without keeping them.
 func (m *Manager) passThrough(ctx context.Context, req Request, size int64) *Handle {
 	c := &originContent{ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header, size: size}
@@ -189,68 +211,4 @@ func (m *Manager) passThrough(ctx context.Context, req Request, size int64) *Han
 		}
 		return err
 	}}
-}
-
-// originContent reads an origin from wherever it was sought to. Its bytes are
-// not verified: they go to the one client that asked, as the origin sent them.
-type originContent struct {
-	ctx     context.Context
-	origins Origins
-	ref     origin.Ref
-	header  http.Header
-	size    int64
-	off     int64
-	body    io.ReadCloser
-}
-
-func (c *originContent) open() error {
-	if c.body != nil {
-		return nil
-	}
-	body, err := c.origins.Read(c.ctx, c.ref, c.header, c.size, c.off, -1)
-	if err != nil {
-		return err
-	}
-	c.body = body
-	return nil
-}
-
-func (c *originContent) Read(p []byte) (int, error) {
-	if c.off >= c.size {
-		return 0, io.EOF
-	}
-	if err := c.open(); err != nil {
-		return 0, err
-	}
-	n, err := c.body.Read(p)
-	c.off += int64(n)
-	return n, err
-}
-
-func (c *originContent) Seek(off int64, whence int) (int64, error) {
-	switch whence {
-	case io.SeekCurrent:
-		off += c.off
-	case io.SeekEnd:
-		off += c.size
-	}
-	if off < 0 {
-		return 0, fmt.Errorf("seeking to %d: before the start", off)
-	}
-	if off != c.off {
-		if err := c.Close(); err != nil {
-			return 0, err
-		}
-		c.off = off
-	}
-	return off, nil
-}
-
-func (c *originContent) Close() error {
-	if c.body == nil {
-		return nil
-	}
-	err := c.body.Close()
-	c.body = nil
-	return err
 }

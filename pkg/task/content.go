@@ -1,0 +1,115 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+)
+
+// overflow reads a blob from the store for as long as the store has room for it,
+// and then goes on at the origin: a full disk is no reason to leave a client
+// without its image.
+type overflow struct {
+	io.ReadSeekCloser // the store's
+
+	rest *originContent
+	full bool
+}
+
+func (o *overflow) Read(p []byte) (int, error) {
+	if !o.full {
+		n, err := o.ReadSeekCloser.Read(p)
+		if n > 0 || !errors.Is(err, store.ErrNoSpace) {
+			return n, err
+		}
+		at, err := o.ReadSeekCloser.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := o.rest.Seek(at, io.SeekStart); err != nil {
+			return 0, err
+		}
+		o.full = true
+	}
+	return o.rest.Read(p)
+}
+
+func (o *overflow) Seek(off int64, whence int) (int64, error) {
+	if o.full {
+		return o.rest.Seek(off, whence)
+	}
+	return o.ReadSeekCloser.Seek(off, whence)
+}
+
+func (o *overflow) Close() error {
+	return errors.Join(o.rest.Close(), o.ReadSeekCloser.Close())
+}
+
+// originContent reads an origin from wherever it was sought to. Its bytes are
+// not verified: they go to the one client that asked, as the origin sent them.
+type originContent struct {
+	ctx     context.Context
+	origins Origins
+	ref     origin.Ref
+	header  http.Header
+	size    int64
+	off     int64
+	body    io.ReadCloser
+}
+
+func (c *originContent) open() error {
+	if c.body != nil {
+		return nil
+	}
+	body, err := c.origins.Read(c.ctx, c.ref, c.header, c.size, c.off, -1)
+	if err != nil {
+		return err
+	}
+	c.body = body
+	return nil
+}
+
+func (c *originContent) Read(p []byte) (int, error) {
+	if c.off >= c.size {
+		return 0, io.EOF
+	}
+	if err := c.open(); err != nil {
+		return 0, err
+	}
+	n, err := c.body.Read(p)
+	c.off += int64(n)
+	return n, err
+}
+
+func (c *originContent) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += c.off
+	case io.SeekEnd:
+		off += c.size
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("seeking to %d: before the start", off)
+	}
+	if off != c.off {
+		if err := c.Close(); err != nil {
+			return 0, err
+		}
+		c.off = off
+	}
+	return off, nil
+}
+
+func (c *originContent) Close() error {
+	if c.body == nil {
+		return nil
+	}
+	err := c.body.Close()
+	c.body = nil
+	return err
+}
