@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -232,16 +232,27 @@ func Answers(url string) func(context.Context) error {
 	}
 }
 
-// FreeAddr returns a loopback address with a TCP port that nobody listens on. It
-// lies below the range that the kernel gives to outgoing connections.
+// lastPort is the port that FreeAddr gave last, counted from firstPort: no port is
+// given twice by one process, for whoever got it may not listen on it yet.
+var lastPort atomic.Uint32
+
+// Ports below the range that the kernel gives to outgoing connections.
+const (
+	firstPort = 20000
+	portCount = 12000
+)
+
+// FreeAddr returns a loopback address with a TCP port that nobody listens on and
+// that this process was not given before. Processes start at different ports.
 func FreeAddr() (string, error) {
-	for range 100 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))
+	for range 200 {
+		port := firstPort + (os.Getpid()*131+int(lastPort.Add(1)))%portCount
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 		l, err := net.Listen("tcp", addr)
 		if err == nil {
 			l.Close()
 			return addr, nil
 		}
 	}
-	return "", errors.New("no free port between 20000 and 32000 on 127.0.0.1")
+	return "", fmt.Errorf("no free port between %d and %d on 127.0.0.1", firstPort, firstPort+portCount)
 }
