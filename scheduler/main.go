@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,16 +21,8 @@ const defaultFile = "/etc/damselfly/scheduler.yaml"
 func main() {
 	if err := newRoot().ExecuteContext(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
-		os.Exit(exitCode(err))
+		os.Exit(config.ExitCode(err))
 	}
-}
-
-func exitCode(err error) int {
-	var interrupted *config.Interrupted
-	if errors.As(err, &interrupted) {
-		return interrupted.ExitCode()
-	}
-	return 1
 }
 
 // newRoot is the command with everything below it. Settings are flags of the
@@ -87,19 +78,9 @@ func newServeCommand(options func() config.Options) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg := DefaultConfig()
-			loaded, err := config.Load(&cfg, options())
-			if err != nil {
-				return err
-			}
-			log, err := config.NewLogger(cfg.Log, c.ErrOrStderr())
-			if err != nil {
-				return err
-			}
-			defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
-			for _, warning := range loaded.Warnings {
-				log.Warn("configuration", zap.String("warning", warning))
-			}
-			return config.RunUntilSignal(c.Context(), func(ctx context.Context) error { return serve(ctx, cfg, log) })
+			return config.RunDaemon(c, &cfg, &cfg.Log, options(), func(ctx context.Context, log *zap.Logger) error {
+				return serve(ctx, cfg, log)
+			})
 		},
 	}
 }

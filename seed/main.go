@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
@@ -18,16 +17,8 @@ import (
 func main() {
 	if err := newCommand().ExecuteContext(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
-		os.Exit(exitCode(err))
+		os.Exit(config.ExitCode(err))
 	}
-}
-
-func exitCode(err error) int {
-	var interrupted *config.Interrupted
-	if errors.As(err, &interrupted) {
-		return interrupted.ExitCode()
-	}
-	return 1
 }
 
 func newCommand() *cobra.Command {

@@ -30,19 +30,9 @@ func Command(c *cobra.Command, role identity.Role, defaults func() Config, defau
 	c.AddCommand(config.Command(func() any { d := defaults(); return &d }, options))
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg := defaults()
-		loaded, err := config.Load(&cfg, options())
-		if err != nil {
-			return err
-		}
-		log, err := config.NewLogger(cfg.Log, c.ErrOrStderr())
-		if err != nil {
-			return err
-		}
-		defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
-		for _, warning := range loaded.Warnings {
-			log.Warn("configuration", zap.String("warning", warning))
-		}
-		err = config.RunUntilSignal(c.Context(), func(ctx context.Context) error { return Run(ctx, cfg, role, log) })
+		err := config.RunDaemon(c, &cfg, &cfg.Log, options(), func(ctx context.Context, log *zap.Logger) error {
+			return Run(ctx, cfg, role, log)
+		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", role, err)
 		}
