@@ -30,7 +30,7 @@ const (
 	silence      = 400 * time.Millisecond
 	silenceIdle  = 15 * time.Second
 	backoffFirst = 100 * time.Millisecond
-	backoffMost  = 5 * time.Second
+	backoffMost  = 2 * time.Second
 )
 
 // Handler takes decisions, one at a time and in order. It must not block: while

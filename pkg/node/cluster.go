@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -97,6 +98,10 @@ func (m *member) run(ctx context.Context) error {
 	cc, err := grpc.NewClient("dns:///"+m.cfg.Scheduler,
 		grpc.WithTransportCredentials(id.ClientCredentials(identity.Expect{Roles: []identity.Role{identity.RoleScheduler}})),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		}),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithNoProxy(),
 	)

@@ -172,6 +172,9 @@ func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prom
 		return err
 	}
 	n.proxy = p
+	if n.cfg.Proxy.Listen != "" {
+		n.log.Info("the proxy face serves under its own CA; the runtime must trust it", zap.String("file", p.CAFile()))
+	}
 	for _, f := range []struct {
 		name, addr, setting string
 		handler             func() http.Handler

@@ -203,3 +203,15 @@ func TestConfigValidation(t *testing.T) {
 		}
 	}
 }
+
+// A node that was told to find a registry at its own mirror says so instead of
+// asking itself for ever.
+func TestLoopIsRefused(t *testing.T) {
+	cfg := testConfig(t, newRegistry(t))
+	cfg.Origin.Hosts = []origin.Host{{Name: "registry.test", Endpoint: "http://" + cfg.Mirror.Listen}}
+	cfg.Proxy.DefaultRegistry = "registry.test"
+	run(t, cfg)
+	if code, body := get(t, cfg, "/v2/app/manifests/v1?ns=registry.test"); code < 500 {
+		t.Errorf("got %d %s", code, body)
+	}
+}

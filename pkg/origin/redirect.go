@@ -133,10 +133,11 @@ func awayHeader(h http.Header) http.Header {
 
 // passes tells whether a header may go to any host. Accept-Encoding does not:
 // an encoded answer has other bytes, lengths and ranges than the digest is of.
+// Damselfly-Via is how pkg/proxy knows a request that has come back to it.
 func passes(key string) bool {
 	switch key {
 	case "Accept", "Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
-		"If-Range", "User-Agent", "Cache-Control", "Pragma", "Docker-Distribution-Api-Version":
+		"If-Range", "User-Agent", "Cache-Control", "Pragma", "Docker-Distribution-Api-Version", "Damselfly-Via":
 		return true
 	}
 	return false
