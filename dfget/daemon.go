@@ -10,7 +10,7 @@ import (
 // newDaemonCommand runs the node daemon: a mirror and proxy for the container
 // runtimes of this machine that exchanges pieces with other nodes.
 func newDaemonCommand() *cobra.Command {
-	return node.Command(&cobra.Command{
+	c := node.Command(&cobra.Command{
 		Use:   "daemon",
 		Short: "Run the node daemon: a registry mirror that shares what it pulls",
 		Long: `daemon serves container runtimes on this machine as a registry mirror and
@@ -31,4 +31,20 @@ setting explained.`,
   [host."http://127.0.0.1:65001"]
     capabilities = ["pull", "resolve"]`,
 	}, identity.RoleNode, node.DefaultConfig, "/etc/damselfly/node.yaml")
+	c.Args = noArgs
+	run := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := run(c, args); err != nil {
+			return &daemonError{err}
+		}
+		return nil
+	}
+	return c
 }
+
+// daemonError is what ended the daemon. A signal is no excuse for it, as it is for
+// a client: after the first one the daemon drains and ends without error.
+type daemonError struct{ err error }
+
+func (e *daemonError) Error() string { return e.err.Error() }
+func (e *daemonError) Unwrap() error { return e.err }

@@ -17,6 +17,7 @@ import (
 	"github.com/damselfly-p2p/damselfly/dfget/layout"
 	"github.com/damselfly-p2p/damselfly/dfget/partial"
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
 
@@ -81,10 +82,13 @@ func explain(ctx context.Context, err error) failure {
 	var status *origin.StatusError
 	var platform *image.PlatformError
 	var noDaemon *noDaemonError
+	var daemon *daemonError
 	f := failure{Message: err.Error()}
 	switch {
 	case errors.As(err, &usage):
 		f.Code, f.Kind, f.Hint = exitUsage, "usage", usage.hint
+	case errors.As(err, &daemon):
+		f.Code, f.Kind = config.ExitCode(err), "other"
 	case ctx.Err() != nil:
 		f = failure{Code: exitInterrupted, Kind: "interrupted", Message: "interrupted"}
 	case errors.As(err, &noDaemon):

@@ -142,7 +142,7 @@ func (s *session) progressMode() progress.Mode {
 	case "none":
 		return progress.None
 	}
-	if isTerminal(s.p.Err) && s.p.Env("TERM") != "dumb" {
+	if hasRoom(s.p.Err) && s.p.Env("TERM") != "dumb" {
 		return progress.Bars
 	}
 	return progress.Plain
@@ -151,6 +151,17 @@ func (s *session) progressMode() progress.Mode {
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// hasRoom tells whether w is a terminal that bars can be drawn on. Those that
+// scripts and kubectl exec open may have no size, and then show none.
+func hasRoom(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	width, height, err := term.GetSize(int(f.Fd()))
+	return err == nil && width > 0 && height > 0
 }
 
 // debugLogger writes to standard error what the origin client does.

@@ -5,7 +5,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -32,7 +34,8 @@ func newRoot() *cobra.Command {
 		Use:   "scheduler",
 		Short: "Run a Damselfly scheduler and look after its cluster",
 		Long: `scheduler decides which node reads which pieces from which source. It moves no
-image bytes and keeps nothing on disk but the cluster's CA and its join tokens.
+image bytes and keeps nothing on disk but who belongs to the cluster: its CA, the
+join tokens, denied nodes and its own certificate.
 
 Settings come from flags, else from DAMSELFLY_* variables, else from the
 configuration file: 'scheduler config defaults' prints a file with every setting
@@ -55,16 +58,33 @@ explained.`,
 	options := func() config.Options {
 		return config.Options{File: *file, DefaultFile: defaultFile, Env: os.Environ(), Flags: flags}
 	}
-	openCA := func() (*identity.CA, error) {
+	open := func(empty func(dir string) error) (*identity.CA, error) {
 		cfg := DefaultConfig()
 		if _, err := config.Load(&cfg, options()); err != nil {
 			return nil, err
 		}
-		return identity.OpenCA(filepath.Join(cfg.StateDir, "ca"))
+		dir := filepath.Join(cfg.StateDir, "ca")
+		if entries, err := os.ReadDir(dir); errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+			if err := empty(cfg.StateDir); err != nil {
+				return nil, err
+			}
+		}
+		return identity.OpenCA(dir)
+	}
+	openCA := func(*cobra.Command) (*identity.CA, error) {
+		return open(func(dir string) error {
+			return fmt.Errorf("there is no cluster in %s: name the directory of its scheduler with --state-dir", dir)
+		})
+	}
+	makeCA := func(c *cobra.Command) (*identity.CA, error) {
+		return open(func(dir string) error {
+			fmt.Fprintf(c.ErrOrStderr(), "made a new cluster in %s; the token is for a scheduler with this --state-dir\n", dir)
+			return nil
+		})
 	}
 	root.AddCommand(
 		newServeCommand(options),
-		newTokenCommand(openCA),
+		newTokenCommand(openCA, makeCA),
 		newNodeCommand(openCA),
 		config.Command(func() any { c := DefaultConfig(); return &c }, options),
 	)

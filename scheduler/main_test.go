@@ -36,6 +36,10 @@ func TestTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	note, token, _ := strings.Cut(token, "\n")
+	if !strings.Contains(note, "new cluster in "+dir) {
+		t.Errorf("making a token where no cluster was said %q", note)
+	}
 	parsed, err := identity.ParseToken(token)
 	if err != nil {
 		t.Fatal(err)
@@ -57,6 +61,20 @@ func TestTokens(t *testing.T) {
 	}
 	if list, _ := command(t, "token", "list", "--state-dir", dir); strings.Contains(list, parsed.ID) {
 		t.Errorf("after its end the token is still listed: %q", list)
+	}
+}
+
+// A mistyped --state-dir is an error, not a second cluster.
+func TestOtherStateDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "typo")
+	id := "12D3KooWNTbRwK74TD8WkkhrLpamPyNojepFiCHTMPJnkMGGSKCZ"
+	for _, args := range [][]string{{"token", "list"}, {"token", "revoke", "0123456789abcdef"}, {"node", "deny", id}, {"node", "allow", id}} {
+		if out, err := command(t, append(args, "--state-dir", dir)...); err == nil || !strings.Contains(err.Error(), dir) {
+			t.Errorf("%v: got %q and %v", args, out, err)
+		}
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the directory was made: %v", err)
 	}
 }
 

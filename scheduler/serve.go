@@ -24,7 +24,7 @@ import (
 type Config struct {
 	Listen   string           `yaml:"listen" doc:"Address of the scheduler. Every seed and node must be able to reach it; they need a certificate of this cluster, or a join token to get one."`
 	StateDir string           `yaml:"stateDir" doc:"Directory for the cluster's CA, the join tokens and the scheduler's own certificate. Keep it and back it up: without it every node must join anew."`
-	Trace    string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, to be decided again elsewhere. It grows with the cluster's traffic. Empty: none."`
+	Trace    string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, one a line, for looking into what was decided and why. It grows with the cluster's traffic. Empty: none."`
 	Log      config.Log       `yaml:"log" doc:"What is logged, and how."`
 	Ops      config.OpsConfig `yaml:"ops" doc:"Where operators see how the scheduler is."`
 }
@@ -45,6 +45,7 @@ func (c Config) Validate() error {
 	if c.Listen == "" {
 		errs = append(errs, errors.New("listen is empty; name an address, such as :65000"))
 	}
+	errs = append(errs, config.CheckAddress("listen", c.Listen))
 	if c.StateDir == "" {
 		errs = append(errs, errors.New("stateDir is empty; name a directory that only this user may read"))
 	}
@@ -57,7 +58,7 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 	reg := config.NewRegistry("scheduler")
 	ca, err := identity.OpenCA(filepath.Join(cfg.StateDir, "ca"))
 	if err != nil {
-		return err
+		return config.NameDirectory(err, "--state-dir")
 	}
 	id, err := ca.Self(filepath.Join(cfg.StateDir, "identity"), identity.RoleScheduler,
 		identity.Options{Log: log.Named("identity"), Registerer: reg})

@@ -12,9 +12,13 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
 )
 
+// caOpener opens the CA in the command's state directory.
+type caOpener func(*cobra.Command) (*identity.CA, error)
+
 // newTokenCommand makes, lists and revokes join tokens in the CA's directory,
-// beside a scheduler that runs or before one does.
-func newTokenCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+// beside a scheduler that runs or before one does. makeCA makes a CA where there
+// is none, openCA errs then.
+func newTokenCommand(openCA, makeCA caOpener) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "token",
 		Short: "Make, list and revoke join tokens",
@@ -24,11 +28,11 @@ commands on the scheduler's machine, with its --state-dir.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(newTokenCreateCommand(openCA), newTokenListCommand(openCA), newTokenRevokeCommand(openCA))
+	c.AddCommand(newTokenCreateCommand(makeCA), newTokenListCommand(openCA), newTokenRevokeCommand(openCA))
 	return c
 }
 
-func newTokenCreateCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+func newTokenCreateCommand(makeCA caOpener) *cobra.Command {
 	var (
 		role string
 		ttl  time.Duration
@@ -48,7 +52,7 @@ func newTokenCreateCommand(openCA func() (*identity.CA, error)) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ca, err := openCA()
+			ca, err := makeCA(c)
 			if err != nil {
 				return err
 			}
@@ -66,14 +70,17 @@ func newTokenCreateCommand(openCA func() (*identity.CA, error)) *cobra.Command {
 	return c
 }
 
-func newTokenListCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+func newTokenListCommand(openCA caOpener) *cobra.Command {
 	output := "table"
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the join tokens, without their secrets",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			ca, err := openCA()
+			if output != "table" && output != "json" {
+				return fmt.Errorf("--output %q: must be table or json", output)
+			}
+			ca, err := openCA(c)
 			if err != nil {
 				return err
 			}
@@ -81,14 +88,10 @@ func newTokenListCommand(openCA func() (*identity.CA, error)) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			switch output {
-			case "json":
+			if output == "json" {
 				enc := json.NewEncoder(c.OutOrStdout())
 				enc.SetIndent("", "  ")
 				return enc.Encode(tokens)
-			case "table":
-			default:
-				return fmt.Errorf("--output %q: must be table or json", output)
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 			_, err = fmt.Fprintln(w, "ID\tROLE\tUSES LEFT\tEXPIRES")
@@ -103,13 +106,13 @@ func newTokenListCommand(openCA func() (*identity.CA, error)) *cobra.Command {
 	return c
 }
 
-func newTokenRevokeCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+func newTokenRevokeCommand(openCA caOpener) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke ID",
 		Short: "Revoke a join token; who joined with it stays in",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			ca, err := openCA()
+		RunE: func(c *cobra.Command, args []string) error {
+			ca, err := openCA(c)
 			if err != nil {
 				return err
 			}
@@ -119,7 +122,7 @@ func newTokenRevokeCommand(openCA func() (*identity.CA, error)) *cobra.Command {
 }
 
 // newNodeCommand shuts nodes out of the cluster and lets them in again.
-func newNodeCommand(openCA func() (*identity.CA, error)) *cobra.Command {
+func newNodeCommand(openCA caOpener) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "node",
 		Short: "Shut a node out of the cluster, or let it in again",
@@ -133,8 +136,8 @@ func newNodeCommand(openCA func() (*identity.CA, error)) *cobra.Command {
 	}
 	allow := &cobra.Command{Use: "allow PEER-ID", Short: "Take a deny back", Args: cobra.ExactArgs(1)}
 	for cmd, do := range map[*cobra.Command]func(*identity.CA, string) error{deny: (*identity.CA).Deny, allow: (*identity.CA).Allow} {
-		cmd.RunE = func(_ *cobra.Command, args []string) error {
-			ca, err := openCA()
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			ca, err := openCA(c)
 			if err != nil {
 				return err
 			}

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -118,6 +119,7 @@ type Config struct {
 type Fetcher struct {
 	cfg     Config
 	sources []Source
+	left    atomic.Bool // the user has been told that a source was left for the next
 }
 
 // New returns a Fetcher over sources, the most wanted first. There must be one.

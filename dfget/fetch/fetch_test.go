@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -219,6 +220,22 @@ func TestRetryAfterIsGrantedWithinBounds(t *testing.T) {
 				t.Errorf("%v after %s, want to give up at once", err, took)
 			}
 		})
+	}
+}
+
+// An image has many blobs; one cause is told once.
+func TestAFailingSourceIsToldOnce(t *testing.T) {
+	body := []byte("abc")
+	daemon := &scripted{name: "daemon", body: body, acts: []act{{kind: "status", code: 403}, {kind: "status", code: 403}, {kind: "status", code: 403}}}
+	var warned []string
+	f := fetch.New(fetch.Config{Warn: func(s string) { warned = append(warned, s) }}, daemon, &scripted{name: "origin", body: body})
+	for range 3 {
+		if _, err := f.Fetch(t.Context(), fetch.Want{Digest: blob.FromBytes(body), Size: 3}, &memory{}, &counter{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(warned) != 1 || !strings.Contains(warned[0], "403") {
+		t.Errorf("told %q", warned)
 	}
 }
 

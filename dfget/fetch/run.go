@@ -275,12 +275,13 @@ func (r *run) integrity(err error) *IntegrityError {
 	return bad
 }
 
-// next leaves the source in use for the one behind it.
+// next leaves the source in use for the one behind it. The user is told the first
+// time: what fails for one blob of an image mostly fails for all.
 func (r *run) next(err error) {
 	from, to := r.f.sources[r.at], r.f.sources[r.at+1]
 	r.at++
 	r.stuck = 0
-	if !errors.Is(err, ErrUnusable) {
+	if !errors.Is(err, ErrUnusable) && r.f.left.CompareAndSwap(false, true) {
 		r.f.cfg.Warn(fmt.Sprintf("the %s failed (%v); going on from the %s", from.Name(), err, to.Name()))
 	}
 }

@@ -31,12 +31,24 @@ func (t *Tracker) runBars(ctx context.Context) {
 type bars struct {
 	progress *mpb.Progress
 	lines    []*line
-	total    *mpb.Bar
+	total    *line // item is nil
 }
 
 type line struct {
 	item *Item
 	bar  *mpb.Bar
+	kept int64
+}
+
+// show draws that done bytes are here, fetched of them in this run. What an
+// earlier run left has no speed.
+func (l *line) show(done, fetched, size int64) {
+	if kept := done - fetched; kept != l.kept {
+		l.bar.SetCurrent(max(0, l.bar.Current()+kept-l.kept))
+		l.kept = kept
+	}
+	l.bar.SetTotal(max(size, done), false)
+	l.bar.EwmaSetCurrent(done, refresh)
 }
 
 func (b *bars) update(t *Tracker) {
@@ -44,20 +56,18 @@ func (b *bars) update(t *Tracker) {
 		b.lines = append(b.lines, &line{item: item, bar: b.add(item.name, 0)})
 	}
 	if b.total == nil && len(b.lines) > 1 {
-		b.total = b.add("total", 1)
+		b.total = &line{bar: b.add("total", 1)}
 	}
 	for _, l := range b.lines {
-		done, size := l.item.done.Load(), l.item.size.Load()
-		l.bar.SetTotal(max(size, done), false)
-		l.bar.EwmaSetCurrent(done, refresh)
+		fetched, done := l.item.fetched.Load(), l.item.done.Load()
+		l.show(done, fetched, l.item.size.Load())
 		if l.item.ended.Load() && l.bar.IsRunning() {
 			l.bar.SetTotal(done, true)
 		}
 	}
 	if b.total != nil {
-		done, size, _, _, _ := t.Totals()
-		b.total.SetTotal(max(size, done), false)
-		b.total.EwmaSetCurrent(done, refresh)
+		done, size, fetched, _, _ := t.Totals()
+		b.total.show(done, fetched, size)
 	}
 }
 
@@ -81,7 +91,7 @@ func (b *bars) finish() {
 		l.bar.Abort(false)
 	}
 	if b.total != nil {
-		b.total.Abort(true)
+		b.total.bar.Abort(true)
 	}
 	b.progress.Wait()
 }

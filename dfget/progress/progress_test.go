@@ -83,6 +83,25 @@ func TestBarsNameEveryItem(t *testing.T) {
 	}
 }
 
+// What an earlier run left came at no speed.
+func TestBarsDoNotCountKeptBytesAsSpeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		tr := progress.New(progress.Config{Mode: progress.Bars, Out: &out})
+		a := tr.Item("resumed", 10<<30)
+		stop := start(t, tr)
+		a.Kept(5 << 30)
+		for range 10 {
+			<-time.After(150 * time.Millisecond)
+			a.Add(1 << 20)
+		}
+		stop()
+		if s := out.String(); strings.Contains(s, "GiB/s") || !strings.Contains(s, "MiB/s") {
+			t.Errorf("drew %q", s)
+		}
+	})
+}
+
 func TestNoneIsSilent(t *testing.T) {
 	var out bytes.Buffer
 	tr := progress.New(progress.Config{Out: &out})

@@ -3,6 +3,8 @@ package config
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -10,8 +12,8 @@ import (
 
 // RunDaemon is the RunE of a command that runs until it is told to stop: it loads
 // cfg, of which log is a part, and calls run with a logger and a context that the
-// first SIGTERM or SIGINT ends. It returns what Load, NewLogger or RunUntilSignal
-// say.
+// first SIGTERM or SIGINT ends. The log says when that was, and when everything
+// has ended. It returns what Load, NewLogger or RunUntilSignal say.
 func RunDaemon(c *cobra.Command, cfg any, log *Log, o Options, run func(context.Context, *zap.Logger) error) error {
 	loaded, err := Load(cfg, o)
 	if err != nil {
@@ -25,7 +27,19 @@ func RunDaemon(c *cobra.Command, cfg any, log *Log, o Options, run func(context.
 	for _, warning := range loaded.Warnings {
 		logger.Warn("configuration", zap.String("warning", warning))
 	}
-	return RunUntilSignal(c.Context(), func(ctx context.Context) error { return run(ctx, logger) })
+	return RunUntilSignal(c.Context(), func(ctx context.Context) error {
+		said := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			defer close(said)
+			logger.Info("stopping; a second signal ends the process at once", zap.NamedError("why", context.Cause(ctx)))
+		})
+		err := run(ctx, logger)
+		if !stop() {
+			<-said
+			logger.Info("stopped")
+		}
+		return err
+	})
 }
 
 // ExitCode is what a daemon exits with after err: 1, or what a shell reports of a
@@ -35,4 +49,14 @@ func ExitCode(err error) int {
 		return interrupted.ExitCode()
 	}
 	return 1
+}
+
+// NameDirectory adds to an error of the file system which setting names another
+// directory. Other errors, and nil, come back as they are.
+func NameDirectory(err error, setting string) error {
+	var path *fs.PathError
+	if !errors.As(err, &path) {
+		return err
+	}
+	return fmt.Errorf("%w; name a directory that this user may write with %s", err, setting)
 }

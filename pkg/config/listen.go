@@ -8,6 +8,22 @@ import (
 	"syscall"
 )
 
+// CheckAddress says what is wrong with an address to listen on, host:port or
+// :port, of setting. The empty one is right: it turns off what would listen.
+func CheckAddress(setting, addr string) error {
+	if addr == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	if err != nil || port == "" {
+		return fmt.Errorf("%s: %q is no address to listen on: want host:port or :port, such as 127.0.0.1:65001", setting, addr)
+	}
+	return nil
+}
+
 // Listen opens a TCP listener at addr, host:port or :port; port 0 takes a free
 // one. The setting is what the user changes to get another address, such as
 // "--ops-listen". The error names both, says why it failed and what to do, and

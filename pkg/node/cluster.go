@@ -89,7 +89,8 @@ func (m *member) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.log.Info("joined the cluster", zap.String("node", id.ID()), zap.String("role", string(id.Peer().Role)))
+	m.log.Info("has a certificate of the cluster", zap.String("node", id.ID()), zap.String("role", string(id.Peer().Role)),
+		zap.String("scheduler", m.cfg.Scheduler))
 	address, err := m.advertise(ctx)
 	if err != nil {
 		return err
@@ -146,7 +147,11 @@ func (m *member) join(ctx context.Context) (*identity.Identity, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		m.log.Warn("not joined yet; clients are served from the origin meanwhile", zap.Error(err), zap.Duration("again", wait))
+		meanwhile := "not joined yet; clients are served from the origin meanwhile"
+		if m.role == identity.RoleSeed {
+			meanwhile = "not joined yet; nothing is read meanwhile"
+		}
+		m.log.Warn(meanwhile, zap.Error(err), zap.Duration("again", wait))
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()

@@ -102,6 +102,12 @@ func (c Config) Validate() error {
 	if c.Scheduler != "" && c.Peer.Listen == "" {
 		errs = append(errs, errors.New("peer.listen is empty although a scheduler is set; other nodes need it to read from this one"))
 	}
+	for _, a := range []struct{ setting, addr string }{
+		{"mirror.listen", c.Mirror.Listen}, {"mirror.dockerHubListen", c.Mirror.DockerHub}, {"proxy.listen", c.Proxy.Listen},
+		{"peer.listen", c.Peer.Listen},
+	} {
+		errs = append(errs, config.CheckAddress(a.setting, a.addr))
+	}
 	if c.Peer.UploadSlots < 1 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
 		errs = append(errs, errors.New("peer.uploadSlots and peer.downloadSlots must be 1 to 1024"))
 	}

@@ -48,8 +48,11 @@ type node struct {
 // faces stop taking requests and finish those that run within cfg.Grace, then the
 // node leaves its cluster. It returns nil after that, or what stopped it: an
 // address in use, a store that another process holds, a directory that it may
-// not write.
+// not write, a seed without a scheduler.
 func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (err error) {
+	if role == identity.RoleSeed && cfg.Scheduler == "" {
+		return errNoScheduler
+	}
 	n, err := build(ctx, cfg, role, log)
 	if err != nil {
 		return err
@@ -89,8 +92,14 @@ func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (
 	if ctx.Err() == nil && errors.Is(faceErr, context.Canceled) {
 		faceErr = nil // a part failed first
 	}
+	if partErr != nil && errors.Is(faceErr, partErr) {
+		faceErr = nil // it took the faces along, and is told once
+	}
 	return errors.Join(ignoreCanceled(faceErr), closeErr, ignoreCanceled(partErr))
 }
+
+// errNoScheduler: a node alone is a cache, a seed alone is nothing.
+var errNoScheduler = errors.New("no scheduler is set, so nobody would tell this seed what to read: name one with --scheduler host:port")
 
 func ignoreCanceled(err error) error {
 	if errors.Is(err, context.Canceled) {
@@ -113,7 +122,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 		OnDrop: func(d blob.Digest) { tasks.Dropped(d) },
 	}, log.Named("store"))
 	if err != nil {
-		return nil, err
+		return nil, config.NameDirectory(err, "--data-dir")
 	}
 	defer func() {
 		if err != nil {
@@ -134,6 +143,12 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 	if _, err := n.ops.Listen(ctx); err != nil {
 		return nil, err
 	}
+	n.ops.Ready("node", func(context.Context) error {
+		if ctx.Err() != nil {
+			return errors.New("it is stopping and takes no new requests")
+		}
+		return nil
+	})
 	if cfg.Scheduler == "" {
 		return n, nil
 	}

@@ -10,9 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -142,6 +145,54 @@ func TestNodeServesWithoutACluster(t *testing.T) {
 	}
 }
 
+// A node that drains says so, so that nobody sends it more.
+func TestDrainingNodeIsNotReady(t *testing.T) {
+	begun, finish := make(chan struct{}, 1), make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		begun <- struct{}{}
+		<-finish
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer slow.Close()
+	cfg := testConfig(t, newRegistry(t))
+	cfg.Origin.Hosts[0].Endpoint = slow.URL
+	cfg.Ops.Listen = freeAddress(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- node.Run(ctx, cfg, identity.RoleNode, zap.NewNop()) }()
+	asked := make(chan struct{})
+	waitFor(t, "http://"+cfg.Ops.Listen+"/readyz", http.StatusOK)
+	go func() {
+		defer close(asked)
+		if res, err := http.Get("http://" + cfg.Mirror.Listen + "/v2/app/manifests/v1?ns=registry.test"); err == nil {
+			_ = res.Body.Close()
+		}
+	}()
+	<-begun
+	cancel()
+	waitFor(t, "http://"+cfg.Ops.Listen+"/readyz", http.StatusServiceUnavailable)
+	close(finish)
+	<-asked
+	if err := <-done; err != nil {
+		t.Errorf("Run ended with %v", err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// waitFor asks for url until it answers with status.
+func waitFor(t *testing.T, url string, status int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		if res, err := http.Get(url); err == nil {
+			_ = res.Body.Close()
+			if res.StatusCode == status {
+				return
+			}
+		}
+	}
+	t.Errorf("%s never answered %d", url, status)
+}
+
 func TestSecondNodeOnTheSameStoreIsRefused(t *testing.T) {
 	cfg := testConfig(t, newRegistry(t))
 	run(t, cfg)
@@ -149,6 +200,28 @@ func TestSecondNodeOnTheSameStoreIsRefused(t *testing.T) {
 	second.Mirror.Listen = freeAddress(t)
 	if err := node.Run(t.Context(), second, identity.RoleNode, zap.NewNop()); !errors.Is(err, store.ErrLocked) || !strings.Contains(err.Error(), cfg.DataDir) {
 		t.Errorf("the second node got %v", err)
+	}
+}
+
+func TestSeedWithoutASchedulerIsRefused(t *testing.T) {
+	cfg := node.DefaultSeedConfig()
+	cfg.DataDir, cfg.Ops.Listen = t.TempDir(), ""
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := node.Run(ctx, cfg, identity.RoleSeed, zap.NewNop()); err == nil || !strings.Contains(err.Error(), "--scheduler") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestUselessDirectoryNamesTheSetting(t *testing.T) {
+	cfg := testConfig(t, newRegistry(t))
+	file := filepath.Join(cfg.DataDir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg.DataDir = file
+	if err := node.Run(t.Context(), cfg, identity.RoleNode, zap.NewNop()); err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "--data-dir") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -183,6 +256,9 @@ func TestConfigValidation(t *testing.T) {
 		"two tokens":   {func(c *node.Config) { c.JoinToken, c.TokenFile = "a", "b" }, "joinTokenFile"},
 		"slots":        {func(c *node.Config) { c.Peer.DownloadSlots = 0 }, "downloadSlots"},
 		"intercept":    {func(c *node.Config) { c.Proxy.Intercept = []string{"ghcr.io"} }, "proxy.listen"},
+		"port alone":   {func(c *node.Config) { c.Mirror.Listen = "65001" }, "mirror.listen"},
+		"no port":      {func(c *node.Config) { c.Proxy.Listen = "localhost" }, "proxy.listen"},
+		"port too far": {func(c *node.Config) { c.Peer.Listen = ":650100" }, "peer.listen"},
 		"grace":        {func(c *node.Config) { c.Grace = -1 }, "grace"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -85,7 +85,7 @@ func (e *StatusError) Error() string {
 		Errors []struct{ Code, Message string }
 	}
 	if json.Unmarshal(e.Body, &body) == nil && len(body.Errors) > 0 {
-		s += fmt.Sprintf(": %q", clip(body.Errors[0].Code+": "+body.Errors[0].Message))
+		s += fmt.Sprintf(": %q", clipTo(400, body.Errors[0].Code+": "+body.Errors[0].Message))
 	}
 	if e.RetryAfter > 0 {
 		s += fmt.Sprintf("; it asks to wait %s", e.RetryAfter)

@@ -233,9 +233,11 @@ func redactURL(u *url.URL) string {
 	return s
 }
 
-func clip(s string) string {
-	if len(s) > 160 {
-		return s[:160] + "…"
+func clip(s string) string { return clipTo(160, s) }
+
+func clipTo(n int, s string) string {
+	if len(s) > n {
+		return s[:n] + "…"
 	}
 	return s
 }

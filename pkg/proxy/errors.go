@@ -195,6 +195,7 @@ func copyEndToEnd(dst, src http.Header) {
 func errOf(err error) (*answer, *apiError) {
 	var status *origin.StatusError
 	var api *apiError
+	var forbidden *origin.ForbiddenAddressError
 	switch {
 	case errors.As(err, &status):
 		a := &answer{status: status.Code, header: status.Header.Clone(), body: status.Body}
@@ -207,6 +208,8 @@ func errOf(err error) (*answer, *apiError) {
 		return a, nil
 	case errors.As(err, &api):
 		return nil, api
+	case errors.As(err, &forbidden): // clients show little of a message, and the hint ends it
+		return nil, &apiError{status: http.StatusForbidden, code: codeDenied, message: "this node refuses: " + scrub(forbidden), cause: err}
 	case errors.Is(err, origin.ErrForbiddenAddress), errors.Is(err, origin.ErrUnlistedHost):
 		return nil, &apiError{status: http.StatusForbidden, code: codeDenied, message: scrub(err), cause: err}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, origin.ErrStalled):

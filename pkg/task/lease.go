@@ -347,7 +347,6 @@ func (m *Manager) readAlone(t *task) {
 		runs[0].Count = last[len(last)-1].End()
 	}
 	m.alone.Inc()
-	m.log.Info("no scheduler decides; reading the origin", zap.Stringer("digest", t.digest))
 	t.blob.Acquire() // the task may end before the read has
 	m.running.Go(func() {
 		defer t.blob.Release()

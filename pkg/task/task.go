@@ -262,9 +262,17 @@ func (m *Manager) step(t *task, now time.Time) time.Duration {
 		patience = m.cfg.Stall
 	}
 	due := t.asked.Add(patience)
-	if m.scheduler.Joined() && !t.refused && (now.Before(due) || len(t.leases) > 0) {
-		return max(due.Sub(now), time.Millisecond)
+	why := "no scheduler attends"
+	switch {
+	case t.refused:
+		why = "the scheduler refused"
+	case m.scheduler.Joined():
+		if now.Before(due) || len(t.leases) > 0 {
+			return max(due.Sub(now), time.Millisecond)
+		}
+		why = "the scheduler decided nothing in time"
 	}
+	m.log.Debug("reading the origin by itself", zap.Stringer("digest", t.digest), zap.String("why", why))
 	m.readAlone(t)
 	return later
 }
