@@ -157,6 +157,7 @@ func (f *Fetcher) Fetch(ctx context.Context, w Want, sink Sink, watch Watch) (Re
 		if !r.secondChance() || r.reset() != nil {
 			return r.result, bad
 		}
+		r.bad = bad
 		f.cfg.Warn(fmt.Sprintf("%v; fetching it again from the %s", bad, f.sources[r.at].Name()))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -236,6 +237,19 @@ func TestAFailingSourceIsToldOnce(t *testing.T) {
 	}
 	if len(warned) != 1 || !strings.Contains(warned[0], "403") {
 		t.Errorf("told %q", warned)
+	}
+}
+
+// Wrong bytes from the first source are what the user hears of when the second does
+// not answer.
+func TestWrongBytesAreNotHiddenByAnUnreachableOrigin(t *testing.T) {
+	body := []byte("abc")
+	daemon := &scripted{name: "daemon", body: body, acts: []act{{kind: "flip"}}}
+	gone := &scripted{name: "origin", body: body, acts: slices.Repeat([]act{{kind: "reset"}}, 20)}
+	f := fetch.New(fetch.Config{Pause: time.Microsecond}, daemon, gone)
+	_, err := f.Fetch(t.Context(), fetch.Want{Digest: blob.FromBytes(body), Size: 3}, &memory{}, &counter{})
+	if bad := (*fetch.IntegrityError)(nil); !errors.As(err, &bad) || bad.Source != "daemon" {
+		t.Errorf("the fetch ended with %v", err)
 	}
 }
 

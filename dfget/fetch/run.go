@@ -28,11 +28,12 @@ type run struct {
 	sink  Sink
 	watch Watch
 
-	at       int  // the source in use
-	stuck    int  // tries of that source in a row that brought nothing
-	restarts int  // how often the content had changed
-	begun    bool // what an earlier run left has been taken up
-	again    bool // mixed bytes have been fetched a second time
+	at       int             // the source in use
+	stuck    int             // tries of that source in a row that brought nothing
+	restarts int             // how often the content had changed
+	begun    bool            // what an earlier run left has been taken up
+	again    bool            // mixed bytes have been fetched a second time
+	bad      *IntegrityError // what a source before this one got wrong first
 
 	hash      hash.Hash
 	off       int64 // bytes that the sink holds
@@ -244,6 +245,8 @@ func (r *run) after(ctx context.Context, err error) error {
 	case errors.Is(err, blob.ErrMismatch) || errors.Is(err, origin.ErrSize):
 		if bad := r.integrity(err); !more || r.reset() != nil {
 			return bad
+		} else if r.bad == nil {
+			r.bad = bad
 		}
 		r.next(err)
 		return nil
@@ -256,7 +259,12 @@ func (r *run) after(ctx context.Context, err error) error {
 	return r.pause(ctx, err)
 }
 
+// failed is err as the run's end. Where a source before has given wrong bytes, that
+// is what the user must know: nobody has contradicted it.
 func (r *run) failed(err error) error {
+	if r.bad != nil {
+		return r.bad
+	}
 	return &SourceError{Source: r.f.sources[r.at].Name(), Err: err}
 }
 
