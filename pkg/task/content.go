@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 )
@@ -17,6 +19,7 @@ import (
 type overflow struct {
 	io.ReadSeekCloser // the store's
 
+	blob *store.Blob
 	rest *originContent
 	full bool
 }
@@ -34,6 +37,7 @@ func (o *overflow) Read(p []byte) (int, error) {
 		if _, err := o.rest.Seek(at, io.SeekStart); err != nil {
 			return 0, err
 		}
+		o.rest.prove(o.blob, at)
 		o.full = true
 	}
 	return o.rest.Read(p)
@@ -50,16 +54,37 @@ func (o *overflow) Close() error {
 	return errors.Join(o.rest.Close(), o.ReadSeekCloser.Close())
 }
 
-// originContent reads an origin from wherever it was sought to. Its bytes are
-// not verified: they go to the one client that asked, as the origin sent them.
+// originContent reads an origin from wherever it was sought to. Who reads to the
+// end from the start, or from where prove has seen what comes before, gets the
+// last bytes only if all of them have the digest. A part alone cannot be proven:
+// it goes to the one client that asked, as the origin sent it.
 type originContent struct {
 	ctx     context.Context
 	origins Origins
 	ref     origin.Ref
 	header  http.Header
+	digest  blob.Digest
 	size    int64
 	off     int64
 	body    io.ReadCloser
+	sum     hash.Hash // of the bytes before summed
+	summed  int64
+}
+
+func (m *Manager) originContent(ctx context.Context, req Request, size int64) *originContent {
+	return &originContent{
+		ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header,
+		digest: req.Digest, size: size, sum: req.Digest.Hash(),
+	}
+}
+
+// prove takes the first n bytes from where they are held. Where some are not, as
+// for a client that began further on, nothing is proven.
+func (c *originContent) prove(held io.ReaderAt, n int64) {
+	sum := c.digest.Hash()
+	if _, err := io.Copy(sum, io.NewSectionReader(held, 0, n)); err == nil {
+		c.sum, c.summed = sum, n
+	}
 }
 
 func (c *originContent) open() error {
@@ -82,6 +107,13 @@ func (c *originContent) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.body.Read(p)
+	if c.off == c.summed {
+		_, _ = c.sum.Write(p[:n]) // never fails (hash.Hash)
+		c.summed += int64(n)
+		if c.summed == c.size && blob.Of(c.digest.Algorithm(), c.sum) != c.digest {
+			return 0, fmt.Errorf("%s of %s: %w", c.digest, c.ref, blob.ErrMismatch)
+		}
+	}
 	c.off += int64(n)
 	return n, err
 }

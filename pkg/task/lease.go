@@ -177,6 +177,9 @@ func (m *Manager) credential(ctx context.Context, t *task, l control.Lease) http
 	if l.OnBehalf == nil {
 		m.mu.Lock()
 		defer m.mu.Unlock()
+		if !sameOrigin(t.ref, refOf(l.Origin, l.Digest)) {
+			return nil // another node's origin, or one that a client had before
+		}
 		return t.header.Clone()
 	}
 	header, err := m.peers.Credential(ctx, peer.Holder(*l.OnBehalf), l.Digest)
@@ -185,6 +188,12 @@ func (m *Manager) credential(ctx context.Context, t *task, l control.Lease) http
 		return nil
 	}
 	return header
+}
+
+// sameOrigin tells whether a credential for one reference is meant for the other:
+// the same blob may be leased from another registry than a client here named.
+func sameOrigin(a, b origin.Ref) bool {
+	return a.Registry == b.Registry && a.Repository == b.Repository && a.URL == b.URL
 }
 
 // readOrigin reads the missing pieces of a run from the origin, in order,
@@ -338,7 +347,7 @@ func (m *Manager) revoke(d blob.Digest) {
 // readAlone grants this node the origin for t. The caller holds mu.
 func (m *Manager) readAlone(t *task) {
 	ctx, end := context.WithCancelCause(t.ctx)
-	t.alone = end
+	t.alone, t.asked = end, time.Now()
 	ref, header := t.ref, t.header.Clone()
 	runs := []blob.Run{t.blob.Layout().All()}
 	if !t.all {
@@ -372,12 +381,14 @@ func (m *Manager) endAlone(t *task, err error) {
 		return
 	case errors.Is(err, store.ErrBadDigest):
 		t.broken++
-		if resetErr := t.blob.Reset(); resetErr != nil || t.broken > 1 {
+		if resetErr := t.blob.Reset(); resetErr != nil || t.broken > 1 && !t.turn() {
 			t.end(errors.Join(err, resetErr))
 		}
 		return
 	}
-	t.end(err)
+	if !t.turn() {
+		t.end(err)
+	}
 }
 
 // failed says why a lease ended, in the words of the wire.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
@@ -93,6 +95,13 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 		m.log.Warn("the store has no room; a client gets the blob straight from the origin")
 		return m.passThrough(ctx, req, size), nil
 	}
+	if errors.Is(err, store.ErrSize) {
+		// One of two origins lies. Its clients shall not keep those of the other
+		// from the blob: the digest tells who was right.
+		m.log.Warn("two origins tell two sizes of a blob; a client gets it straight from its own",
+			zap.Stringer("digest", req.Digest), zap.Error(err))
+		return m.passThrough(ctx, req, size), nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -128,9 +137,7 @@ func (m *Manager) join(b *store.Blob, req Request, run blob.Run) (*task, error) 
 			return nil, err
 		}
 	}
-	if t.clients == 0 {
-		t.ref, t.header = req.Ref, req.Header.Clone()
-	}
+	t.claimed(claim{req.Ref, req.Header.Clone()})
 	t.clients++
 	before, all := t.wanted.Count(), t.all
 	t.all = t.all || run == b.Layout().All()
@@ -138,6 +145,7 @@ func (m *Manager) join(b *store.Blob, req Request, run blob.Run) (*task, error) 
 	if t.clients == 1 || t.wanted.Count() != before || t.all != all {
 		m.want(t)
 	}
+	t.changed()
 	return t, nil
 }
 
@@ -186,7 +194,8 @@ func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task) *Handle {
 func (m *Manager) through(ctx context.Context, h *Handle, req Request) {
 	o := &overflow{
 		ReadSeekCloser: h.content,
-		rest:           &originContent{ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header, size: h.size},
+		blob:           h.blob,
+		rest:           m.originContent(ctx, req, h.size),
 	}
 	stored := h.ready
 	h.content = o
@@ -203,7 +212,7 @@ func (m *Manager) through(ctx context.Context, h *Handle, req Request) {
 
 // passThrough gives one client the origin's bytes without keeping them.
 func (m *Manager) passThrough(ctx context.Context, req Request, size int64) *Handle {
-	c := &originContent{ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header, size: size}
+	c := m.originContent(ctx, req, size)
 	return &Handle{size: size, content: c, close: func() {}, ready: func(_ context.Context, off int64) error {
 		_, err := c.Seek(off, io.SeekStart)
 		if err == nil && off < size {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -107,8 +108,9 @@ type task struct {
 	end    context.CancelCauseFunc
 	poke   chan struct{} // something below has changed; capacity 1
 
-	ref     origin.Ref
-	header  http.Header
+	claim
+	others  []claim // what further clients named
+	turns   uint    // how often a slow origin gave way to another
 	clients int
 	all     bool
 	wanted  *blob.Bitmap
@@ -121,6 +123,15 @@ type task struct {
 	alone    context.CancelCauseFunc // ends the read that this node granted itself; nil when none
 	broken   int                     // how often the origin's bytes missed the digest
 }
+
+// claim is a client's word on where a blob is, and what opens that.
+type claim struct {
+	ref    origin.Ref
+	header http.Header
+}
+
+// maxClaims bounds the origins that one blob is tried at.
+const maxClaims = 4
 
 var (
 	// ErrClosed: the node is shutting down.
@@ -203,7 +214,7 @@ func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*tas
 	ctx, end := context.WithCancelCause(m.ctx)
 	t := &task{
 		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1),
-		ref: ref, header: header, wanted: blob.NewBitmap(b.Layout().Pieces()),
+		claim: claim{ref, header}, wanted: blob.NewBitmap(b.Layout().Pieces()),
 		leases: map[uint64]context.CancelCauseFunc{}, idle: time.Now(),
 	}
 	b.Acquire()
@@ -254,6 +265,8 @@ func (m *Manager) step(t *task, now time.Time) time.Duration {
 	case t.clients == 0 && len(t.leases) == 0 && now.Sub(t.idle) >= m.linger(t):
 		t.end(errNoClient)
 		return later
+	case t.clients > 0 && t.alone != nil && len(t.others) > 0:
+		return m.overtake(t, now)
 	case t.clients == 0 || t.alone != nil || m.served(t):
 		return m.linger(t)
 	}
@@ -274,7 +287,49 @@ func (m *Manager) step(t *task, now time.Time) time.Duration {
 	}
 	m.log.Debug("reading the origin by itself", zap.Stringer("digest", t.digest), zap.String("why", why))
 	m.readAlone(t)
+	if len(t.others) > 0 {
+		return m.overtake(t, now)
+	}
 	return later
+}
+
+// overtake has a slow origin give way to the next that clients named: nobody shall
+// hold up a blob for those who know a better place. Each turn gets more time than
+// the last, so that slow ones come to an end too. It returns when to look again.
+func (m *Manager) overtake(t *task, now time.Time) time.Duration {
+	const patience, rate = 2 * time.Second, 256 << 10 // bytes a second
+	due := t.asked.Add((patience + time.Duration(t.blob.Layout().PieceLength()/rate)*time.Second) << min(t.turns, 6))
+	if now.Before(due) {
+		return due.Sub(now)
+	}
+	t.turns++
+	t.others = append(t.others, t.claim)
+	t.turn()
+	t.alone(errRecalled)
+	return m.linger(t)
+}
+
+// turn goes on to the next origin, if there is one.
+func (t *task) turn() bool {
+	if len(t.others) == 0 {
+		return false
+	}
+	t.claim, t.others, t.broken = t.others[0], t.others[1:], 0
+	return true
+}
+
+// claimed notes where another client says that the blob is. The caller holds mu.
+func (t *task) claimed(c claim) {
+	switch {
+	case t.clients == 0:
+		if t.alone != nil && !sameOrigin(t.ref, c.ref) {
+			t.alone(errRecalled) // nobody named that one but who has gone
+		}
+		t.claim, t.others, t.turns = c, nil, 0
+	case sameOrigin(t.ref, c.ref) || len(t.others) >= maxClaims-1:
+	case !slices.ContainsFunc(t.others, func(o claim) bool { return sameOrigin(o.ref, c.ref) }):
+		t.others = append(t.others, c)
+	}
 }
 
 // linger is how long a task without a client goes on: a seed's tasks, which

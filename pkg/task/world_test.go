@@ -63,6 +63,8 @@ type upstream struct {
 	data    map[string][]byte
 	err     error
 	gate    chan struct{} // if set, a body blocks on it before its first byte
+	bad     string        // registry that does worse than others: see badly
+	badly   func(io.Reader) io.Reader
 	reads   []string
 	headers []http.Header
 }
@@ -79,7 +81,11 @@ func (u *upstream) Read(ctx context.Context, ref origin.Ref, h http.Header, size
 	if n < 0 {
 		n = size - off
 	}
-	return &body{ctx: ctx, gate: u.gate, r: bytes.NewReader(data[off : off+n])}, nil
+	b := &body{ctx: ctx, gate: u.gate, r: bytes.NewReader(data[off : off+n])}
+	if ref.Registry == u.bad {
+		b.r = u.badly(b.r)
+	}
+	return b, nil
 }
 
 func (u *upstream) Size(_ context.Context, ref origin.Ref, _ http.Header) (int64, string, blob.Digest, error) {
@@ -108,6 +114,9 @@ func (b *body) Read(p []byte) (int, error) {
 		case <-b.ctx.Done():
 			return 0, b.ctx.Err() // as net/http does, whatever the cause
 		}
+	}
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
 	}
 	return b.r.Read(p)
 }
