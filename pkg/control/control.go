@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
@@ -203,13 +204,31 @@ func (c *Client) send(ctx context.Context, stream grpc.BidiStreamingClient[damse
 		events := c.queue
 		c.queue = nil
 		c.mu.Unlock()
-		if len(events) == 0 {
-			continue
-		}
-		if err := stream.Send(&damselflyv1.NodeMessage{Events: events}); err != nil {
-			return fmt.Errorf("telling events: %w", err)
+		for len(events) > 0 {
+			n := fitting(events)
+			if err := stream.Send(message(events[:n]...)); err != nil {
+				return fmt.Errorf("telling events: %w", err)
+			}
+			events = events[n:]
 		}
 	}
+}
+
+// What one message holds at most. A scheduler takes 4096 events and 64 MiB: a node
+// that holds many blobs tells them in parts.
+const (
+	messageEvents = 1024
+	messageBytes  = 1 << 20
+)
+
+// fitting is how many of the events go into one message, one at least.
+func fitting(events []*damselflyv1.NodeEvent) int {
+	n, bytes := 0, 0
+	for n < len(events) && n < messageEvents && bytes < messageBytes {
+		bytes += proto.Size(events[n])
+		n++
+	}
+	return n
 }
 
 // errSilent ends a stream whose scheduler is there and does not answer, as one

@@ -143,6 +143,45 @@ func TestHavesTravelTogether(t *testing.T) {
 	})
 }
 
+// A scheduler ends the stream of a node that tells more in one message, or more
+// runs of a blob, than there can be.
+func TestManyBlobsAreToldInParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, st, _ := attend(t, false)
+		const blobs = 5000
+		for range 2 {
+			for i := range blobs {
+				c.Tell(control.Have{Digest: blob.FromBytes([]byte{byte(i), byte(i >> 8)}), Size: 1, Runs: []blob.Run{{Count: 1}}})
+			}
+		}
+		for got := 0; got < 2*blobs; {
+			m := <-st.up
+			if len(m.GetEvents()) > 4096 {
+				t.Fatalf("%d events in one message", len(m.GetEvents()))
+			}
+			got += len(m.GetEvents())
+		}
+	})
+}
+
+func TestPieceToldTwiceIsNoSecondRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, st, _ := attend(t, false)
+		one := control.Have{Digest: blob.FromBytes(nil), Size: 1, Runs: []blob.Run{{Count: 1}}}
+		for range 4 {
+			c.Tell(one)
+		}
+		for got := 0; got < 4; {
+			for _, e := range (<-st.up).GetEvents() {
+				if n := len(e.GetHave().GetRuns()); n != 1 {
+					t.Fatalf("%d runs of a blob of one piece", n)
+				}
+				got++
+			}
+		}
+	})
+}
+
 func TestSilentSchedulerIsLostWithinHalfASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s, st, r := attend(t, true)

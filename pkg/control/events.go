@@ -72,9 +72,12 @@ func (e Have) wire() *damselflyv1.NodeEvent {
 }
 
 // merge adds e to a Have that still waits to be sent, and tells whether it
-// could: links must continue those that are there.
+// could: links must continue those that are there, and a scheduler refuses more
+// runs than the blob has pieces, as the same pieces told twice can be.
 func (e Have) merge(last *damselflyv1.Have) bool {
-	if last.GetDigest() != e.Digest.String() {
+	l, err := blob.NewLayout(e.Size)
+	if err != nil || last.GetDigest() != e.Digest.String() || last.GetSize() != uint64(e.Size) ||
+		len(last.GetRuns())+len(e.Runs) > l.Pieces() {
 		return false
 	}
 	if len(e.Links) > 0 {
