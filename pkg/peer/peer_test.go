@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/http"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -35,6 +37,7 @@ func (c credentialsOf) Credential(d blob.Digest) (http.Header, bool) {
 // holder serves a store over real TLS on loopback.
 type holder struct {
 	peer.Holder
+	server  *peer.Server
 	store   *store.Store
 	cluster *identitytest.TestCluster
 	data    []byte
@@ -62,7 +65,8 @@ func newHolder(t testing.TB, reads int) *holder {
 	srv := grpc.NewServer(append(peer.ServerOptions(), grpc.Creds(id.ServerCredentials()),
 		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)), grpc.StreamInterceptor(identity.StreamInterceptor(table)))...)
 	creds := credentialsOf{h.digest: {"Authorization": {"Bearer secret"}}}
-	damselflyv1.RegisterPeerServer(srv, peer.NewServer(h.store, creds, reads, nil))
+	h.server = peer.NewServer(h.store, creds, reads, nil)
+	damselflyv1.RegisterPeerServer(srv, h.server)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(lis) }()
 	t.Cleanup(func() {
@@ -319,5 +323,42 @@ func BenchmarkRead(b *testing.B) {
 		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return nil }); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Who asks for pieces and takes none keeps a slot from the others for a while only.
+func TestReaderThatTakesNothingLosesItsSlot(t *testing.T) {
+	h := newHolder(t, 1)
+	h.server.SetPatience(100 * time.Millisecond)
+	h.keep(t, h.layout.Pieces())
+	id := h.cluster.Identity(t, identity.RoleNode)
+	cc, err := grpc.NewClient("passthrough:///"+h.Address, grpc.WithTransportCredentials(
+		credentials.NewTLS(id.ClientTLS(identity.Expect{Roles: []identity.Role{identity.RoleNode}, ID: h.ID}))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cc.Close() }()
+	stream, err := damselflyv1.NewPeerClient(cc).Read(t.Context(), &damselflyv1.ReadRequest{
+		Digest: h.digest.String(), Size: uint64(len(h.data)), Run: &damselflyv1.Run{Count: uint32(h.layout.Pieces())},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil { // it has the slot
+		t.Fatal(err)
+	}
+	c := h.client(t, identity.RoleNode)
+	busy := 0
+	for ; ; busy++ {
+		_, _, err := h.read(t, c, blob.Run{Count: 1})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, peer.ErrBusy) {
+			t.Fatal(err)
+		}
+	}
+	if busy == 0 {
+		t.Error("the reader that takes nothing had no slot")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,6 +34,13 @@ const (
 	transportBuffer  = 128 << 10
 )
 
+// A reader must take leastRate bytes a second, after readPatience. The scheduler
+// gives a lease up long before.
+const (
+	readPatience = 30 * time.Second
+	leastRate    = 64 << 10
+)
+
 // Blobs is what the server reads: the store.
 type Blobs interface {
 	Get(blob.Digest) (*store.Blob, bool)
@@ -51,8 +59,11 @@ type Server struct {
 	creds Credentials
 	slots chan struct{}
 	pool  mem.BufferPool
-	sent  prometheus.Counter
-	busy  prometheus.Counter
+
+	patience time.Duration
+
+	sent prometheus.Counter
+	busy prometheus.Counter
 }
 
 // NewServer returns a server that serves at most reads Read calls at a time;
@@ -60,7 +71,7 @@ type Server struct {
 // fewer, so that the limit only cuts overlaps and abuse. reg may be nil.
 func NewServer(blobs Blobs, creds Credentials, reads int, reg prometheus.Registerer) *Server {
 	s := &Server{
-		blobs: blobs, creds: creds, slots: make(chan struct{}, max(reads, 1)),
+		blobs: blobs, creds: creds, slots: make(chan struct{}, max(reads, 1)), patience: readPatience,
 		pool: mem.NewTieredBufferPool(chunkLength),
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "damselfly_peer_sent_bytes_total", Help: "Piece bytes sent to other nodes.",
@@ -83,6 +94,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(64 << 10),
 		grpc.MaxConcurrentStreams(256),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.WriteBufferSize(transportBuffer),
@@ -96,18 +108,51 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 	if err != nil {
 		return err
 	}
-	defer b.Release()
 	select {
 	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
 	default:
+		b.Release()
 		s.busy.Inc()
 		return status.Error(codes.ResourceExhausted, "every upload slot of this node is taken")
 	}
+	// A message that nobody takes is waited for until the stream ends, which it
+	// does when this returns: so sending is not done here.
+	var taken atomic.Int64
+	sent := make(chan error, 1)
+	go func() {
+		defer func() {
+			<-s.slots
+			b.Release()
+		}()
+		sent <- s.send(stream, b, run, &taken)
+	}()
+	return s.watch(sent, &taken)
+}
+
+// watch returns the result of sending, or gives up a reader that takes too
+// little: it would keep a slot from the others.
+func (s *Server) watch(sent <-chan error, taken *atomic.Int64) error {
+	started := time.Now()
+	tick := time.NewTicker(s.patience / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-sent:
+			return err
+		case now := <-tick.C:
+			if now.Sub(started) > s.patience+time.Duration(taken.Load()/leastRate)*time.Second {
+				return status.Error(codes.DeadlineExceeded, "the reader takes too little; others wait for its slot")
+			}
+		}
+	}
+}
+
+func (s *Server) send(stream grpc.ServerStream, b *store.Blob, run blob.Run, taken *atomic.Int64) error {
 	for i := run.First; i < run.End(); i++ {
 		if err := s.sendPiece(stream, b, i); err != nil {
 			return err
 		}
+		taken.Add(b.Layout().Length(i))
 	}
 	return nil
 }
