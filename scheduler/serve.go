@@ -92,7 +92,8 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)),
 		grpc.StreamInterceptor(identity.StreamInterceptor(table)),
 		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.MaxConcurrentStreams(64),
+		grpc.MaxConcurrentStreams(8),
+		grpc.InTapHandle(identity.TapHandle(table)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 	)
@@ -117,9 +118,10 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 	return nil
 }
 
-// maxMessage holds a node's introduction: the links of a blob of a million pieces
-// take 32 MiB.
-const maxMessage = 64 << 20
+// maxMessage holds the links of one blob of 200,000 pieces, which has 3 TiB. Nodes
+// tell many blobs in many messages. It bounds what a stranger can have in memory,
+// see identity.TapHandle.
+const maxMessage = 8 << 20
 
 // callers says who attends: whoever has a certificate and was not denied since.
 func callers(ca *identity.CA, log *zap.Logger) func(context.Context) (id, role string, ok bool) {

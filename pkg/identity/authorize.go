@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
@@ -76,6 +77,32 @@ func StreamInterceptor(table map[string][]Role) grpc.StreamServerInterceptor {
 			return err
 		}
 		return handler(service, stream)
+	}
+}
+
+// maxJoins bounds the calls of callers without a certificate that are under way.
+const maxJoins = 8
+
+// TapHandle refuses what the interceptors refuse, before gRPC reads a message: a
+// caller without a certificate, who can be anybody, must not fill the memory.
+// Such calls that the table allows are bounded in number, with the server's
+// MaxRecvMsgSize in bytes; above that they get RESOURCE_EXHAUSTED.
+func TapHandle(table map[string][]Role) tap.ServerInHandle {
+	joins := make(chan struct{}, maxJoins)
+	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		if err := authorize(ctx, info.FullMethodName, table); err != nil {
+			return nil, err
+		}
+		if leafFromContext(ctx) != nil {
+			return ctx, nil
+		}
+		select {
+		case joins <- struct{}{}:
+			context.AfterFunc(ctx, func() { <-joins })
+			return ctx, nil
+		default:
+			return nil, status.Error(codes.ResourceExhausted, "too many nodes join at once: try again")
+		}
 	}
 }
 
