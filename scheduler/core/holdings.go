@@ -62,14 +62,11 @@ func (s *State) gain(m *member, p int) {
 	if m.has(p) {
 		return
 	}
-	b, got := m.b, m.got(p)
+	b := m.b
 	if m.have == nil {
 		m.have = newBitset(b.n)
 	}
-	if p == b.n-1 {
-		m.tail = false
-	}
-	s.unpend(m, p, got)
+	s.unpend(m, p)
 	m.have.set(p)
 	m.held++
 	if b.active != nil {
@@ -92,9 +89,8 @@ func (s *State) gain(m *member, p int) {
 	}
 }
 
-// unpend books that piece p, which m may want or a lease may bring, is got;
-// already tells that it was before.
-func (s *State) unpend(m *member, p int, already bool) {
+// unpend books that piece p, which m may want or a lease may bring, is got.
+func (s *State) unpend(m *member, p int) {
 	rx := m.rx
 	if rx == nil {
 		return
@@ -104,7 +100,7 @@ func (s *State) unpend(m *member, p int, already bool) {
 		rx.pend.clear(p)
 		m.b.copies[p]--
 	}
-	if already || !rx.wants(p) {
+	if !rx.wants(p) {
 		return
 	}
 	rx.missing--
@@ -121,7 +117,7 @@ func (s *State) gainAll(m *member) {
 	}
 	if m.rx == nil && !m.counted {
 		// Most blobs that a node tells of are whole, and nobody wants them now.
-		m.full, m.have, m.held, m.tail = true, nil, m.b.n, false
+		m.full, m.have, m.held = true, nil, m.b.n
 		s.count(m)
 		return
 	}
@@ -186,7 +182,7 @@ func (s *State) empty(m *member) {
 	if wanting {
 		s.unwish(m)
 	}
-	m.have, m.held, m.full, m.sealed, m.tail = nil, 0, false, false, false
+	m.have, m.held, m.full, m.sealed = nil, 0, false, false
 	if wanting {
 		s.wish(m)
 	}

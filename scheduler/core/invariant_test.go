@@ -76,7 +76,7 @@ func checkSwarm(t failing, s *State, b *swarm) {
 		if m.b != b || int(m.atSwarm) != i || s.members[pair{m.n.handle, b.handle}] != m {
 			t.Fatalf("%s: %s is misplaced", b.digest, m.n.id)
 		}
-		if m.rx == nil && m.held == 0 && !m.tail && !m.revoked {
+		if m.rx == nil && m.held == 0 && !m.revoked {
 			t.Fatalf("%s: %s neither holds nor wants", b.digest, m.n.id)
 		}
 		if m.have != nil && m.have.count() != m.held || m.full && m.held != b.n {
@@ -121,11 +121,11 @@ func checkCounts(t failing, b *swarm) {
 			}
 			if m.rx.pend.has(p) {
 				copies[p]++
-				if m.got(p) {
+				if m.has(p) {
 					t.Fatalf("%s: %s has piece %d pending and got", b.digest, m.n.id, p)
 				}
 			}
-			if m.rx.wants(p) && !m.got(p) {
+			if m.rx.wants(p) && !m.has(p) {
 				missing++
 				if !m.rx.pend.has(p) {
 					lack++
@@ -197,7 +197,7 @@ func checkWaiting(t failing, s *State, b *swarm) {
 				continue
 			}
 			for p := range b.n {
-				if rx.wants(p) && !m.got(p) && !rx.pend.has(p) && h.has(p) && b.chain.Proves(p) {
+				if rx.wants(p) && !m.has(p) && !rx.pend.has(p) && h.has(p) && b.chain.Proves(p) {
 					t.Fatalf("%s: %s waits for piece %d, which %s could serve now", b.digest, m.n.id, p, h.n.id)
 				}
 			}

@@ -95,7 +95,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 	s.served++
 	b.served = s.served
 	for p := run.First; p < run.End(); p++ {
-		if m.got(p) || rx.pend.has(p) {
+		if m.has(p) || rx.pend.has(p) {
 			continue
 		}
 		rx.pend.set(p)
@@ -129,7 +129,7 @@ func (s *State) end(l *lease, cancel bool) {
 		}
 		rx.pend.clear(p)
 		b.copies[p]--
-		if rx.wants(p) && !m.got(p) {
+		if rx.wants(p) && !m.has(p) {
 			rx.lack++
 			b.needMore(p)
 			again = true
@@ -236,12 +236,7 @@ func (s *State) done(e *Done) {
 		l.host.strikes = 0
 	}
 	for p := run.First; p < run.End(); p++ {
-		if p == m.b.n-1 && !m.got(p) && m.b.n > 1 && m.held < m.b.n-1 {
-			s.unpend(m, p, false)
-			m.tail = true
-		} else {
-			s.gain(m, p)
-		}
+		s.gain(m, p)
 	}
 	s.end(l, false)
 	s.after(m)
@@ -287,7 +282,11 @@ func (s *State) sweep() {
 			s.originFailed(l, Unreachable, 0, 0, true)
 			continue
 		}
-		l.m.n.expiries = min(l.m.n.expiries+1, 255-1)
+		// A holder that nobody has got anything from is the likelier cause, and
+		// several that hang must not add up to hours.
+		if h := l.holder; h == nil || h.upRate > 0 {
+			l.m.n.expiries = min(l.m.n.expiries+1, 255-1)
+		}
 		s.holderFailed(l, Unreachable, true)
 	}
 }

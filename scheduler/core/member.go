@@ -17,7 +17,6 @@ type member struct {
 
 	full      bool // holds every piece
 	sealed    bool // says that the digest is proven
-	tail      bool // has the last piece, but must not serve it before it is sealed
 	counted   bool // in the swarm's counts
 	offered   bool // its pieces count as available
 	loose     bool // on State.loose
@@ -55,9 +54,6 @@ type receiver struct {
 
 func (m *member) has(p int) bool { return m.full || m.have != nil && m.have.has(p) }
 
-// got tells whether the piece is in the node's store, servable or not.
-func (m *member) got(p int) bool { return m.has(p) || m.tail && p == m.b.n-1 }
-
 func (m *member) wanting() bool { return m.rx != nil && m.rx.wanting }
 
 // missingWord is word w of the pieces that m wants, has not got and has no
@@ -72,9 +68,6 @@ func (m *member) missingWord(w int) uint64 {
 	}
 	if m.have != nil {
 		x &^= m.have[w]
-	}
-	if m.tail && w == (m.b.n-1)>>6 {
-		x &^= 1 << ((m.b.n - 1) & 63)
 	}
 	return x
 }
@@ -251,7 +244,7 @@ func (s *State) forgetEmpty() {
 		if m.rx != nil && !m.rx.wanting && m.rx.leases == 0 {
 			m.rx = nil
 		}
-		if m.rx == nil && m.held == 0 && !m.tail && !m.revoked && m.b != nil {
+		if m.rx == nil && m.held == 0 && !m.revoked && m.b != nil {
 			s.removeMember(m)
 		}
 	}

@@ -296,7 +296,7 @@ func (s *State) rest(b *swarm) {
 		l := b.origins[i]
 		missing := 0
 		for p := l.run.First; p < l.run.End(); p++ {
-			if !l.m.got(p) {
+			if !l.m.has(p) {
 				missing++
 			}
 		}
