@@ -2,6 +2,10 @@ package server
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -43,11 +47,27 @@ func (d decoder) attend(m *damselflyv1.NodeMessage) (*core.Attend, error) {
 			return nil, fmt.Errorf("attend.%s: %d bytes, at most %d are taken", name, len(v), maxName)
 		}
 	}
+	if err := address(a.GetAddress()); err != nil {
+		return nil, err
+	}
 	return &core.Attend{
 		Node: d.node, Seed: d.seed, Address: a.GetAddress(),
 		UploadSlots: int(min(a.GetUploadSlots(), 1<<16)), DownloadSlots: int(min(a.GetDownloadSlots(), 1<<16)),
 		Region: a.GetRegion(), Zone: a.GetZone(), Rack: a.GetRack(),
 	}, nil
+}
+
+// address checks what other nodes will dial: host:port and nothing that a dialer
+// could take for another kind of target.
+func address(s string) error {
+	host, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if _, ip := netip.ParseAddr(host); err != nil || host == "" || ip != nil && strings.ContainsAny(host, ":/%@ ") {
+		return fmt.Errorf("attend.address: %q is no host:port that other nodes could dial", s)
+	}
+	return nil
 }
 
 // message is a node's message as the owner of the state takes it.

@@ -246,6 +246,15 @@ func TestStrangersAndOtherVersionsAreRefused(t *testing.T) {
 	if st := n.refused(); st.Code() != codes.InvalidArgument {
 		t.Errorf("no attend: %v", st)
 	}
+	for _, address := range []string{"", "nowhere", ":1", "unix:/run/x.sock:1", "h:99999", "a b:1", "h/x:1"} {
+		n = w.open("n1", "node")
+		e := hello("n1")
+		e.GetAttend().Address = address
+		n.tell(e)
+		if st := n.refused(); st.Code() != codes.InvalidArgument || !strings.Contains(st.Message(), "address") {
+			t.Errorf("address %q: %v", address, st)
+		}
+	}
 }
 
 func TestMalformedEventsEndTheStreamAndNameTheField(t *testing.T) {
