@@ -63,12 +63,12 @@ func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout bl
 }
 
 // Credential implements task.Peers.
-func (l *link) Credential(ctx context.Context, h peer.Holder, d blob.Digest) (http.Header, error) {
+func (l *link) Credential(ctx context.Context, h peer.Holder, d blob.Digest, o *damselflyv1.Origin) (http.Header, error) {
 	j := l.joined.Load()
 	if j == nil {
 		return nil, errNotJoined
 	}
-	return j.peers.Credential(ctx, h, d)
+	return j.peers.Credential(ctx, h, d, o)
 }
 
 // member runs a node's part in its cluster: it joins, serves the Peer service

@@ -148,14 +148,15 @@ func (c *Client) buffer(n int) *[]byte {
 	return &b
 }
 
-// Credential asks a node for the headers of its client that waits for d.
-func (c *Client) Credential(ctx context.Context, h Holder, d blob.Digest) (http.Header, error) {
+// Credential asks a node for the headers of its client that waits for d from the
+// origin o.
+func (c *Client) Credential(ctx context.Context, h Holder, d blob.Digest, o *damselflyv1.Origin) (http.Header, error) {
 	cn, err := c.acquire(h)
 	if err != nil {
 		return nil, err
 	}
 	defer c.release(cn)
-	res, err := damselflyv1.NewPeerClient(cn.cc).Credential(ctx, &damselflyv1.CredentialRequest{Digest: d.String()})
+	res, err := damselflyv1.NewPeerClient(cn.cc).Credential(ctx, &damselflyv1.CredentialRequest{Digest: d.String(), Origin: o})
 	if err != nil {
 		return nil, readError(ctx, h, err)
 	}

@@ -29,7 +29,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type credentialsOf map[blob.Digest]http.Header
 
-func (c credentialsOf) Credential(d blob.Digest) (http.Header, bool) {
+func (c credentialsOf) Credential(d blob.Digest, o *damselflyv1.Origin) (http.Header, bool) {
+	if o.GetRegistry() != "r.example.com" {
+		return nil, false
+	}
 	h, ok := c[d]
 	return h, ok
 }
@@ -266,14 +269,15 @@ func TestOnlyTheNamedNodeIsRead(t *testing.T) {
 
 func TestCredentialsAreForSeeds(t *testing.T) {
 	h := newHolder(t, 2)
-	header, err := h.client(t, identity.RoleSeed).Credential(t.Context(), h.Holder, h.digest)
+	from := &damselflyv1.Origin{Registry: "r.example.com"}
+	header, err := h.client(t, identity.RoleSeed).Credential(t.Context(), h.Holder, h.digest, from)
 	if err != nil || header.Get("Authorization") != "Bearer secret" {
 		t.Errorf("a seed got %v, %v", header, err)
 	}
-	if header, err := h.client(t, identity.RoleNode).Credential(t.Context(), h.Holder, h.digest); err == nil {
+	if header, err := h.client(t, identity.RoleNode).Credential(t.Context(), h.Holder, h.digest, from); err == nil {
 		t.Errorf("a node got %v", header)
 	}
-	if _, err := h.client(t, identity.RoleSeed).Credential(t.Context(), h.Holder, blob.FromBytes(nil)); !errors.Is(err, peer.ErrMissing) {
+	if _, err := h.client(t, identity.RoleSeed).Credential(t.Context(), h.Holder, blob.FromBytes(nil), from); !errors.Is(err, peer.ErrMissing) {
 		t.Errorf("nobody waits: %v", err)
 	}
 }

@@ -46,10 +46,10 @@ type Blobs interface {
 	Get(blob.Digest) (*store.Blob, bool)
 }
 
-// Credentials gives the headers with which a client of this node asked for a
-// blob; false when no client waits for it.
+// Credentials gives the headers with which a client of this node asked for a blob
+// at an origin; false when no client waits for it there.
 type Credentials interface {
-	Credential(blob.Digest) (http.Header, bool)
+	Credential(blob.Digest, *damselflyv1.Origin) (http.Header, bool)
 }
 
 // Server answers other nodes. It is safe for concurrent use.
@@ -235,9 +235,9 @@ func (s *Server) Credential(_ context.Context, req *damselflyv1.CredentialReques
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	header, ok := s.creds.Credential(d)
+	header, ok := s.creds.Credential(d, req.GetOrigin())
 	if !ok {
-		return nil, status.Error(codes.NotFound, "no client of this node waits for the blob")
+		return nil, status.Error(codes.NotFound, "no client of this node waits for the blob from that origin")
 	}
 	res := &damselflyv1.CredentialResponse{}
 	for name, values := range header {

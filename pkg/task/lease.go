@@ -177,12 +177,10 @@ func (m *Manager) credential(ctx context.Context, t *task, l control.Lease) http
 	if l.OnBehalf == nil {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if !sameOrigin(t.ref, refOf(l.Origin, l.Digest)) {
-			return nil // another node's origin, or one that a client had before
-		}
-		return t.header.Clone()
+		header, _ := t.headerFor(refOf(l.Origin, l.Digest)) // none for another node's origin
+		return header
 	}
-	header, err := m.peers.Credential(ctx, peer.Holder(*l.OnBehalf), l.Digest)
+	header, err := m.peers.Credential(ctx, peer.Holder(*l.OnBehalf), l.Digest, l.Origin)
 	if err != nil {
 		m.log.Debug("no credential from the node that is read for", zap.Error(err))
 		return nil

@@ -107,3 +107,27 @@ func (s *slow) Read(p []byte) (int, error) {
 	pass(time.Second)
 	return s.r.Read(p[:1])
 }
+
+// A seed that reads for a client here gets what that client sent for the origin that
+// is read, and nothing for another.
+func TestCredentialIsForItsOriginAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, task.Config{}, 0)
+		w.sched.joined = true
+		good, other := w.request(), w.request()
+		good.Header = http.Header{"Authorization": {"Bearer good"}}
+		other.Ref.Registry, other.Header = "other.example.com", http.Header{"Authorization": {"Bearer other"}}
+		for _, req := range []task.Request{good, other} {
+			h := w.open(req)
+			defer func() { _ = h.Close() }()
+		}
+		for registry, want := range map[string]string{
+			"r.example.com": "Bearer good", "other.example.com": "Bearer other", "evil.example.com": "",
+		} {
+			header, ok := w.Credential(w.d, &damselflyv1.Origin{Kind: damselflyv1.Origin_KIND_BLOB, Registry: registry, Repository: "app"})
+			if ok != (want != "") || header.Get("Authorization") != want {
+				t.Errorf("%s gets %q", registry, header)
+			}
+		}
+	})
+}

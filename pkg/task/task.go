@@ -37,7 +37,7 @@ type Scheduler interface {
 // Peers reads pieces, and the credentials of waiting clients, from other nodes.
 type Peers interface {
 	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put) error
-	Credential(ctx context.Context, h peer.Holder, d blob.Digest) (http.Header, error)
+	Credential(ctx context.Context, h peer.Holder, d blob.Digest, o *damselflyv1.Origin) (http.Header, error)
 }
 
 // Origins reads blobs where they come from.
@@ -187,15 +187,26 @@ func (m *Manager) Waiting() bool {
 	return false
 }
 
-// Credential returns the headers with which a client of this node asked for d.
-func (m *Manager) Credential(d blob.Digest) (http.Header, bool) {
+// Credential returns the headers with which a client of this node asked for d at
+// the origin o.
+func (m *Manager) Credential(d blob.Digest, o *damselflyv1.Origin) (http.Header, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t, ok := m.tasks[d]
 	if !ok || t.clients == 0 {
 		return nil, false
 	}
-	return t.header.Clone(), true
+	return t.headerFor(refOf(o, d))
+}
+
+// headerFor is what opens ref: what a client sent for it, and for no other.
+func (t *task) headerFor(ref origin.Ref) (http.Header, bool) {
+	for _, c := range append([]claim{t.claim}, t.others...) {
+		if sameOrigin(c.ref, ref) {
+			return c.header.Clone(), true
+		}
+	}
+	return nil, false
 }
 
 // Dropped tells the scheduler that the store let go of pieces of a blob, and what

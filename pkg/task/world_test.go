@@ -22,6 +22,7 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	"github.com/damselfly-p2p/damselfly/pkg/task"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -146,7 +147,7 @@ func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Lay
 	return nil
 }
 
-func (s *swarm) Credential(context.Context, peer.Holder, blob.Digest) (http.Header, error) {
+func (s *swarm) Credential(context.Context, peer.Holder, blob.Digest, *damselflyv1.Origin) (http.Header, error) {
 	return http.Header{"Authorization": {"Bearer of the waiting client"}}, nil
 }
 

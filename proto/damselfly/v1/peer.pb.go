@@ -264,8 +264,10 @@ func (x *HoldingsResponse) GetSealed() bool {
 }
 
 type CredentialRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The origin that the seed was told to read.
+	Origin        *Origin `protobuf:"bytes,2,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +307,13 @@ func (x *CredentialRequest) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *CredentialRequest) GetOrigin() *Origin {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
 }
 
 type CredentialResponse struct {
@@ -424,9 +433,10 @@ const file_damselfly_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"first_link\x18\x02 \x01(\rR\tfirstLink\x12\x14\n" +
 	"\x05links\x18\x03 \x01(\fR\x05links\x12\x16\n" +
-	"\x06sealed\x18\x04 \x01(\bR\x06sealed\"+\n" +
+	"\x06sealed\x18\x04 \x01(\bR\x06sealed\"Y\n" +
 	"\x11CredentialRequest\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"D\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12,\n" +
+	"\x06origin\x18\x02 \x01(\v2\x14.damselfly.v1.OriginR\x06origin\"D\n" +
 	"\x12CredentialResponse\x12.\n" +
 	"\aheaders\x18\x01 \x03(\v2\x14.damselfly.v1.HeaderR\aheaders\"2\n" +
 	"\x06Header\x12\x12\n" +
@@ -460,22 +470,24 @@ var file_damselfly_v1_peer_proto_goTypes = []any{
 	(*CredentialResponse)(nil), // 5: damselfly.v1.CredentialResponse
 	(*Header)(nil),             // 6: damselfly.v1.Header
 	(*Run)(nil),                // 7: damselfly.v1.Run
+	(*Origin)(nil),             // 8: damselfly.v1.Origin
 }
 var file_damselfly_v1_peer_proto_depIdxs = []int32{
 	7, // 0: damselfly.v1.ReadRequest.run:type_name -> damselfly.v1.Run
 	7, // 1: damselfly.v1.HoldingsResponse.runs:type_name -> damselfly.v1.Run
-	6, // 2: damselfly.v1.CredentialResponse.headers:type_name -> damselfly.v1.Header
-	0, // 3: damselfly.v1.Peer.Read:input_type -> damselfly.v1.ReadRequest
-	2, // 4: damselfly.v1.Peer.Holdings:input_type -> damselfly.v1.HoldingsRequest
-	4, // 5: damselfly.v1.Peer.Credential:input_type -> damselfly.v1.CredentialRequest
-	1, // 6: damselfly.v1.Peer.Read:output_type -> damselfly.v1.Chunk
-	3, // 7: damselfly.v1.Peer.Holdings:output_type -> damselfly.v1.HoldingsResponse
-	5, // 8: damselfly.v1.Peer.Credential:output_type -> damselfly.v1.CredentialResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	8, // 2: damselfly.v1.CredentialRequest.origin:type_name -> damselfly.v1.Origin
+	6, // 3: damselfly.v1.CredentialResponse.headers:type_name -> damselfly.v1.Header
+	0, // 4: damselfly.v1.Peer.Read:input_type -> damselfly.v1.ReadRequest
+	2, // 5: damselfly.v1.Peer.Holdings:input_type -> damselfly.v1.HoldingsRequest
+	4, // 6: damselfly.v1.Peer.Credential:input_type -> damselfly.v1.CredentialRequest
+	1, // 7: damselfly.v1.Peer.Read:output_type -> damselfly.v1.Chunk
+	3, // 8: damselfly.v1.Peer.Holdings:output_type -> damselfly.v1.HoldingsResponse
+	5, // 9: damselfly.v1.Peer.Credential:output_type -> damselfly.v1.CredentialResponse
+	7, // [7:10] is the sub-list for method output_type
+	4, // [4:7] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_peer_proto_init() }

@@ -39,7 +39,8 @@ type PeerClient interface {
 	Holdings(ctx context.Context, in *HoldingsRequest, opts ...grpc.CallOption) (*HoldingsResponse, error)
 	// Credential gives a seed the request headers of this node's client for one
 	// blob, so that it reads the origin with the client's own right. Seeds only;
-	// NOT_FOUND when no client of this node waits for the blob.
+	// NOT_FOUND when no client of this node waits for the blob from that origin: a
+	// credential goes to no other.
 	Credential(ctx context.Context, in *CredentialRequest, opts ...grpc.CallOption) (*CredentialResponse, error)
 }
 
@@ -105,7 +106,8 @@ type PeerServer interface {
 	Holdings(context.Context, *HoldingsRequest) (*HoldingsResponse, error)
 	// Credential gives a seed the request headers of this node's client for one
 	// blob, so that it reads the origin with the client's own right. Seeds only;
-	// NOT_FOUND when no client of this node waits for the blob.
+	// NOT_FOUND when no client of this node waits for the blob from that origin: a
+	// credential goes to no other.
 	Credential(context.Context, *CredentialRequest) (*CredentialResponse, error)
 	mustEmbedUnimplementedPeerServer()
 }
