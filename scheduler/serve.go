@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
@@ -87,10 +90,14 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 		return err
 	}
 	table := identity.MethodRoles()
+	survive := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
+		log.Error("a call made a handler panic", zap.Any("panic", p), zap.Stack("stack"))
+		return status.Error(codes.Internal, "the scheduler failed at the call; its log says why")
+	})
 	srv := grpc.NewServer(
 		grpc.Creds(id.ServerCredentials()),
-		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)),
-		grpc.StreamInterceptor(identity.StreamInterceptor(table)),
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
+		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(8),
 		grpc.InTapHandle(identity.TapHandle(table)),

@@ -11,12 +11,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/config"
@@ -197,12 +200,16 @@ func (m *member) advertise(ctx context.Context) (string, error) {
 // serve answers other nodes until ctx ends, then lets running reads finish.
 func (m *member) serve(ctx context.Context, id *identity.Identity) error {
 	table := identity.MethodRoles()
+	survive := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
+		m.log.Error("a call from another node made a handler panic", zap.Any("panic", p), zap.Stack("stack"))
+		return status.Error(codes.Internal, "this node failed at the call; its log says why")
+	})
 	// A scheduler counts a slot as free when the receiver says so, a moment
 	// before the holder has closed the stream: the limit leaves room for that.
 	srv := grpc.NewServer(append(peer.ServerOptions(),
 		grpc.Creds(id.ServerCredentials()),
-		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)),
-		grpc.StreamInterceptor(identity.StreamInterceptor(table)),
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
+		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 	)...)
 	damselflyv1.RegisterPeerServer(srv, peer.NewServer(m.blobs, m.tasks, 2*m.cfg.Peer.UploadSlots, m.reg))
 	drained := make(chan struct{})
