@@ -99,6 +99,8 @@ func explain(ctx context.Context, err error) failure {
 		f.Code, f.Kind, f.Hint = exitNoSpace, "no-space", "free some space, then the same command goes on where it stopped"
 	case errors.Is(err, blob.ErrMismatch), errors.Is(err, origin.ErrSize):
 		f.Code, f.Kind, f.Hint = exitIntegrity, "integrity", "nothing was kept; check the digest, or whether something between here and the origin changes what it passes on"
+	case errors.Is(err, origin.ErrCredentials):
+		f.Code, f.Kind, f.Hint = exitOther, "credentials", "mend that file or helper, or name another directory by DOCKER_CONFIG"
 	case errors.As(err, &status):
 		f.explainStatus(status)
 	case errors.As(err, &platform):

@@ -334,6 +334,11 @@ func TestPrivateRegistry(t *testing.T) {
 				}
 				pull("").want(t, exitAuth, "docker login "+reg.host)
 				pull(dockerConfigDir(t, reg.host, eveAuth)).want(t, exitAuth, "docker login "+reg.host)
+				broken := t.TempDir()
+				if err := os.WriteFile(filepath.Join(broken, "config.json"), []byte(`{"auths":`), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				pull(broken).want(t, exitAuth, filepath.Join(broken, "config.json"), "DOCKER_CONFIG", "docker login")
 				if left := names(t, dir); len(left) > 0 {
 					t.Fatalf("a refused pull left %v", left)
 				}

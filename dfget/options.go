@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"golang.org/x/net/http/httpguts"
+	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/damselfly-p2p/damselfly/dfget/fetch"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
@@ -142,9 +143,9 @@ func clipSecret(s string) string {
 	return s
 }
 
-// dockerConfig is the path of the user's docker config.json, "" when there is
-// none.
-func dockerConfig(p *process) string {
+// dockerConfig is the path of the user's docker config.json, "" when there is none
+// that can be read: like docker, we say so and go on without credentials.
+func dockerConfig(p *process, warn func(string)) string {
 	dir := p.Env("DOCKER_CONFIG")
 	if dir == "" {
 		home := p.Env("HOME")
@@ -155,6 +156,10 @@ func dockerConfig(p *process) string {
 	}
 	file := filepath.Join(dir, "config.json")
 	if _, err := os.Stat(file); err != nil {
+		return ""
+	}
+	if _, err := credentials.NewStore(file, credentials.StoreOptions{}); err != nil {
+		warn(file + " is no docker config.json that can be read, so no credential is used; mend it, or name another directory by DOCKER_CONFIG")
 		return ""
 	}
 	return file
@@ -179,9 +184,10 @@ func (n *network) close() {
 // connect finds out which sources there are for ref.
 func (o *options) connect(ctx context.Context, p *process, ref origin.Ref, warn func(string)) (*network, error) {
 	n := &network{}
+	config := dockerConfig(p, warn)
 	var sources []fetch.Source
 	if !o.direct {
-		mirror, err := o.findMirror(ctx, p, ref, warn)
+		mirror, err := o.findMirror(ctx, ref, config, warn)
 		if err != nil {
 			return nil, err
 		}
@@ -191,7 +197,7 @@ func (o *options) connect(ctx context.Context, p *process, ref origin.Ref, warn 
 		}
 	}
 	if !o.only {
-		client, err := o.originClient(p, ref)
+		client, err := o.originClient(p, ref, config)
 		if err != nil {
 			n.close()
 			return nil, err
@@ -204,7 +210,7 @@ func (o *options) connect(ctx context.Context, p *process, ref origin.Ref, warn 
 }
 
 // findMirror returns the daemon, nil when there is none and none is needed.
-func (o *options) findMirror(ctx context.Context, p *process, ref origin.Ref, warn func(string)) (*fetch.Mirror, error) {
+func (o *options) findMirror(ctx context.Context, ref origin.Ref, config string, warn func(string)) (*fetch.Mirror, error) {
 	roots, err := loadCA(o.ca)
 	if err != nil {
 		return nil, err
@@ -215,7 +221,7 @@ func (o *options) findMirror(ctx context.Context, p *process, ref origin.Ref, wa
 	}
 	dialer := &net.Dialer{Timeout: 10 * time.Second, ControlContext: fetch.RefuseMetadata}
 	mirror, err := fetch.NewMirror(fetch.MirrorConfig{
-		URL: o.mirror, PlainHTTP: plain, DockerConfig: dockerConfig(p), UserAgent: userAgent(),
+		URL: o.mirror, PlainHTTP: plain, DockerConfig: config, UserAgent: userAgent(),
 		Realm: &http.Transport{
 			Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext,
 			TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
@@ -245,7 +251,7 @@ type noDaemonError struct{ err error }
 func (e *noDaemonError) Error() string { return e.err.Error() }
 func (e *noDaemonError) Unwrap() error { return e.err }
 
-func (o *options) originClient(p *process, ref origin.Ref) (*origin.Client, error) {
+func (o *options) originClient(p *process, ref origin.Ref, config string) (*origin.Client, error) {
 	log := zap.NewNop()
 	if o.debug {
 		log = debugLogger(p)
@@ -258,7 +264,7 @@ func (o *options) originClient(p *process, ref origin.Ref) (*origin.Client, erro
 		Hosts: []origin.Host{host},
 		// This process fetches for its own user only, who may name any address.
 		Allow:        []string{"127.0.0.0/8", "::1/128", "fe80::/10"},
-		DockerConfig: dockerConfig(p),
+		DockerConfig: config,
 		UserAgent:    userAgent(),
 	}, log, nil)
 	if err != nil {

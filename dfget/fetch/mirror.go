@@ -227,6 +227,9 @@ func (m *Mirror) unsolved(err error, ref origin.Ref) error {
 	if errors.As(err, &denied) {
 		return fmt.Errorf("%w: it answered %d", origin.ErrTokenRealm, denied.StatusCode)
 	}
+	if errors.Is(err, origin.ErrCredentials) {
+		return err
+	}
 	return fmt.Errorf("%w: %w", origin.ErrTokenRealm, err)
 }
 
@@ -238,7 +241,7 @@ func credential(ctx context.Context, path, registry string) (auth.Credential, er
 	}
 	store, err := credentials.NewStore(path, credentials.StoreOptions{})
 	if err != nil {
-		return auth.EmptyCredential, fmt.Errorf("read credentials in %s: %w", path, err)
+		return auth.EmptyCredential, fmt.Errorf("%w: %s is not a docker config.json that can be read", origin.ErrCredentials, path)
 	}
 	names := []string{registry}
 	if registry == "docker.io" {
@@ -248,7 +251,7 @@ func credential(ctx context.Context, path, registry string) (auth.Credential, er
 		cred, err := store.Get(ctx, name)
 		if err != nil {
 			// The library's text may hold what a credential helper printed.
-			return auth.EmptyCredential, fmt.Errorf("the credential of %s in %s cannot be read", name, path)
+			return auth.EmptyCredential, fmt.Errorf("%w: that of %s in %s cannot be read", origin.ErrCredentials, name, path)
 		}
 		if cred != auth.EmptyCredential {
 			return cred, nil

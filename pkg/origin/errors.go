@@ -36,6 +36,8 @@ var (
 	// wrapped where the realm was out of reach or failed; where it refused, the
 	// registry's own 401 is what callers see.
 	ErrTokenRealm = errors.New("token realm gave no token")
+	// ErrCredentials: the node's own credentials, or their helper, cannot be used.
+	ErrCredentials = errors.New("own credentials cannot be used")
 )
 
 // ForbiddenAddressError says which address the guard refused and why. It wraps

@@ -58,12 +58,12 @@ func (k *keyring) forget(names []string) bool {
 func (k *keyring) look(ctx context.Context, names []string) (auth.Credential, error) {
 	store, err := credentials.NewStore(k.path, credentials.StoreOptions{})
 	if err != nil {
-		return auth.EmptyCredential, fmt.Errorf("credentials in %s: %s; the file must be readable and be a docker config.json", k.path, reason(err))
+		return auth.EmptyCredential, fmt.Errorf("%w: %s: %s; it must be readable and be a docker config.json", ErrCredentials, k.path, reason(err))
 	}
 	for _, name := range names {
 		cred, err := store.Get(ctx, name)
 		if err != nil {
-			return auth.EmptyCredential, fmt.Errorf("credential of %s by %s: %s", name, k.path, reason(err))
+			return auth.EmptyCredential, fmt.Errorf("%w: %s by %s: %s", ErrCredentials, name, k.path, reason(err))
 		}
 		if cred != auth.EmptyCredential {
 			return cred, nil
