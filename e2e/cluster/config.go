@@ -14,6 +14,10 @@ import (
 // What the binaries are called with and what their files say stands in this file
 // alone.
 
+// envTrace names the file that schedulers append the events of their core to, for
+// looking into what was decided and why.
+const envTrace = "DAMSELFLY_E2E_TRACE"
+
 // Role is what a member of a cluster is.
 type Role string
 
@@ -111,7 +115,7 @@ func (c *Cluster) configure(m *Member) error {
 		log.Level = "info"
 	}
 	if m.Role == Scheduler {
-		return write(m.File, schedulerFile{Trace: os.Getenv("DAMSELFLY_E2E_TRACE"), StateDir: m.DataDir, Listen: m.Peer, Log: log, Ops: listener{m.Ops}})
+		return write(m.File, schedulerFile{Trace: os.Getenv(envTrace), StateDir: m.DataDir, Listen: m.Peer, Log: log, Ops: listener{m.Ops}})
 	}
 	file := nodeFile{
 		DataDir: m.DataDir,

@@ -22,6 +22,18 @@ func Command(defaults func() any, options func() Options) *cobra.Command {
 	return c
 }
 
+// loadAndWarn is Load, with what was ignored on standard error.
+func loadAndWarn(c *cobra.Command, dst any, o Options) (*Loaded, error) {
+	loaded, err := Load(dst, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, warning := range loaded.Warnings {
+		fmt.Fprintln(c.ErrOrStderr(), "warning: "+warning)
+	}
+	return loaded, nil
+}
+
 func showCommand(defaults func() any, options func() Options) *cobra.Command {
 	origins := false
 	c := &cobra.Command{
@@ -29,12 +41,9 @@ func showCommand(defaults func() any, options func() Options) *cobra.Command {
 		Short: "Print the configuration that is in force",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			loaded, err := Load(defaults(), options())
+			loaded, err := loadAndWarn(c, defaults(), options())
 			if err != nil {
 				return err
-			}
-			for _, warning := range loaded.Warnings {
-				fmt.Fprintln(c.ErrOrStderr(), "warning: "+warning)
 			}
 			if origins {
 				return loaded.WriteOrigins(c.OutOrStdout())
@@ -52,12 +61,9 @@ func validateCommand(defaults func() any, options func() Options) *cobra.Command
 		Short: "Check the configuration and start nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			loaded, err := Load(defaults(), options())
+			loaded, err := loadAndWarn(c, defaults(), options())
 			if err != nil {
 				return err
-			}
-			for _, warning := range loaded.Warnings {
-				fmt.Fprintln(c.ErrOrStderr(), "warning: "+warning)
 			}
 			file := loaded.File
 			if file == "" {

@@ -44,18 +44,6 @@ type authority struct {
 	leaves *lru[string, *tls.Certificate] // by host
 }
 
-// EnsureCA makes the forward proxy's CA in dir if there is none, and returns the
-// path of its certificate in PEM, which clients must trust: for Docker as
-// /etc/docker/certs.d/<registry>/ca.crt. It may run beside a proxy that uses
-// dir.
-func EnsureCA(dir string) (certFile string, err error) {
-	ca, err := openAuthority(dir)
-	if err != nil {
-		return "", err
-	}
-	return ca.certFile, nil
-}
-
 // CAFile is the path of the forward proxy's CA certificate in PEM, "" where
 // there is no forward proxy.
 func (p *Proxy) CAFile() string {

@@ -70,9 +70,3 @@ func (c *lru[K, V]) drop(chosen func(K) bool) {
 		}
 	}
 }
-
-func (c *lru[K, V]) len() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.order.Len()
-}

@@ -207,8 +207,8 @@ func TestLRUDropsTheLeastUsed(t *testing.T) {
 			for _, o := range order {
 				held[o] = true
 			}
-			if c.len() != len(order) {
-				t.Fatalf("%d entries, want %d", c.len(), len(order))
+			if c.order.Len() != len(order) {
+				t.Fatalf("%d entries, want %d", c.order.Len(), len(order))
 			}
 			for k := range 9 {
 				if _, ok := c.entries[k]; ok != held[k] {

@@ -291,8 +291,11 @@ func (m *Manager) step(t *task, now time.Time) time.Duration {
 	case t.refused:
 		why = "the scheduler refused"
 	case m.scheduler.Joined():
-		if now.Before(due) || len(t.leases) > 0 {
-			return max(due.Sub(now), time.Millisecond)
+		if len(t.leases) > 0 {
+			return later // the end of a lease wakes
+		}
+		if now.Before(due) {
+			return due.Sub(now)
 		}
 		why = "the scheduler decided nothing in time"
 	}

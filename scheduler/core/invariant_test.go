@@ -1,5 +1,7 @@
 package core
 
+import "math/bits"
+
 // failing is what failing and rapid.T have in common here.
 type failing interface {
 	Helper()
@@ -219,3 +221,14 @@ func checkWaiting(t failing, s *State, b *swarm) {
 		}
 	}
 }
+
+func (b bitset) count() int {
+	n := 0
+	for _, x := range b {
+		n += bits.OnesCount64(x)
+	}
+	return n
+}
+
+// holds tells whether a counted member holds piece p.
+func (b *swarm) holds(p int) bool { return b.full > 0 || b.held.has(p) }

@@ -318,9 +318,6 @@ func (b *swarm) available(w int) uint64 {
 	return b.avail[w] & b.proved[w]
 }
 
-// holds tells whether a counted member holds piece p.
-func (b *swarm) holds(p int) bool { return b.full > 0 || b.held.has(p) }
-
 // needMore and needLess keep the count of those who need piece p.
 func (b *swarm) needMore(p int) {
 	if b.need[p]++; b.need[p] == 1 {
