@@ -79,6 +79,9 @@ func (m *Manager) lease(l control.Lease) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t, err := m.leased(l)
+	if err == nil {
+		err = linked(t.blob, l)
+	}
 	if err != nil {
 		m.log.Warn("a lease cannot be carried out", zap.Stringer("digest", l.Digest), zap.Error(err))
 		reason := damselflyv1.Failed_REASON_STORE
@@ -96,6 +99,24 @@ func (m *Manager) lease(l control.Lease) {
 		defer t.blob.Release()
 		m.execute(ctx, t, l)
 	})
+}
+
+// linked gives b the links of a lease. That is done in the order in which decisions
+// come: links from before a Revoke must not return after it. Where those that b has
+// are others, one chain or the other is forged; what the scheduler says now is what
+// the other nodes go by, so b starts over with that.
+func linked(b *store.Blob, l control.Lease) error {
+	if b.Sealed() {
+		return nil // proven by links of its own
+	}
+	err := b.AddLinks(l.FirstLink, l.Links)
+	if !errors.Is(err, blob.ErrConflict) {
+		return err
+	}
+	if err := b.Reset(); err != nil {
+		return err
+	}
+	return b.AddLinks(l.FirstLink, l.Links)
 }
 
 // leased is the task that a lease is for. The caller holds mu.
@@ -143,9 +164,6 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
 }
 
 func (m *Manager) read(ctx context.Context, t *task, l control.Lease) (n int64, err error) {
-	if err := t.blob.AddLinks(l.FirstLink, l.Links); err != nil {
-		return 0, err
-	}
 	if l.Holder == nil {
 		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
 	"github.com/damselfly-p2p/damselfly/pkg/task"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
@@ -106,6 +107,31 @@ type slow struct{ r io.Reader }
 func (s *slow) Read(p []byte) (int, error) {
 	pass(time.Second)
 	return s.r.Read(p[:1])
+}
+
+// Links that a forged chain left here give way to those that the scheduler sends
+// now: a blob is not stuck for having believed the wrong ones first.
+func TestForgedLinksGiveWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, task.Config{}, 0)
+		w.sched.joined = true
+		r := read(w.open(w.request()))
+		forged := w.lease(1, blob.Run{Count: 1})
+		forged.Holder, forged.Links = &control.Holder{ID: "b"}, bytes.Clone(w.chain())
+		forged.Links[40] ^= 1
+		w.Handle(forged)
+		synctest.Wait()
+		if got := told[control.Failed](w.sched); len(got) != 1 {
+			t.Fatalf("the forged lease ended with %v", got)
+		}
+		right := w.lease(2, blob.Run{Count: pieces})
+		right.Holder, right.Links = &control.Holder{ID: "b"}, w.chain()
+		w.Handle(right)
+		w.wantWhole(<-r)
+		if w.up.count() != 0 {
+			t.Error("the origin was read although the swarm had it all")
+		}
+	})
 }
 
 // A seed that reads for a client here gets what that client sent for the origin that
