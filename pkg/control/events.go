@@ -19,6 +19,9 @@ type Want struct {
 	Size   int64
 	Runs   []blob.Run
 	Origin *damselflyv1.Origin
+	// Urgent pieces are read by a client right now.
+	Urgent   []blob.Run
+	Priority damselflyv1.Want_Priority
 }
 
 // Unwant takes a Want back.
@@ -37,6 +40,13 @@ type Have struct {
 
 // Drop says that no piece of a blob is held any more.
 type Drop struct{ Digest blob.Digest }
+
+// Ending says that the rest of a lease is on its way: its slots may be leased
+// again.
+type Ending struct{ Lease uint64 }
+
+// Slots says how many slots this scheduler may lease from now on.
+type Slots struct{ Upload, Download int }
 
 // Done ends a lease whose run is in the store; Bytes of it came in Took.
 type Done struct {
@@ -57,6 +67,7 @@ type Failed struct {
 func (e Want) wire() *damselflyv1.NodeEvent {
 	return &damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Want{Want: &damselflyv1.Want{
 		Digest: e.Digest.String(), Size: uint64(e.Size), Runs: wireRuns(e.Runs), Origin: e.Origin,
+		Urgent: wireRuns(e.Urgent), Priority: e.Priority,
 	}}}
 }
 
@@ -101,6 +112,16 @@ func (e Have) merge(last *damselflyv1.Have) bool {
 
 func (e Drop) wire() *damselflyv1.NodeEvent {
 	return &damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Drop{Drop: &damselflyv1.Drop{Digest: e.Digest.String()}}}
+}
+
+func (e Ending) wire() *damselflyv1.NodeEvent {
+	return &damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Ending{Ending: &damselflyv1.Ending{Lease: e.Lease}}}
+}
+
+func (e Slots) wire() *damselflyv1.NodeEvent {
+	return &damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Slots{Slots: &damselflyv1.Slots{
+		Upload: uint32(max(e.Upload, 0)), Download: uint32(max(e.Download, 0)),
+	}}}
 }
 
 func (e Done) wire() *damselflyv1.NodeEvent {

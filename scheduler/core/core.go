@@ -93,6 +93,10 @@ func (s *State) Apply(now Time, e Event, out []Decision) []Decision {
 		s.have(e)
 	case *Drop:
 		s.drop(e)
+	case *Ending:
+		s.ending(e)
+	case *Slots:
+		s.slotsNow(e)
 	case *Done:
 		s.done(e)
 	case *Failed:

@@ -65,5 +65,8 @@ type Decision struct {
 	FirstLink int
 	Links     []byte
 
-	Reason string // Refuse
+	// Refuse. RetryAfter above zero: the scheduler has too much to do, and the
+	// want may be said again after this span.
+	Reason     string
+	RetryAfter Time
 }

@@ -19,7 +19,7 @@ const (
 )
 
 // Event is what a State is told: *Attend, *Leave, *Want, *Unwant, *Have,
-// *Drop, *Done, *Failed or *Tick. The caller keeps the event and whatever it
+// *Drop, *Ending, *Done, *Failed, *Slots or *Tick. The caller keeps the event and whatever it
 // points to; Apply retains none of it but Want.Origin, which must not change
 // afterwards.
 //
@@ -50,7 +50,23 @@ type Want struct {
 	Size   int64
 	Runs   []blob.Run // none means all
 	Origin *Origin    // nil: only other nodes can serve it
+	// Urgent pieces are read by a client right now: they come before all others
+	// of this want, in order. What of them is not wanted does not count.
+	Urgent   []blob.Run
+	Priority Priority
 }
+
+// Priority is who waits for a want: a higher one (a lower number) gets slots
+// first. The numbers are those of scheduler.proto, Want.Priority.
+type Priority uint8
+
+// Priorities of a Want.
+const (
+	Client     Priority = iota // a client waits
+	Preheat                    // wanted before anybody asks
+	Background                 // copies for safety, repairs
+	priorities
+)
 
 // Unwant takes a Want back; the node has given up its leases of the blob.
 type Unwant struct {
@@ -76,6 +92,22 @@ type Have struct {
 type Drop struct {
 	Node   string
 	Digest blob.Digest
+}
+
+// Ending: what is left of a lease from a holder is on its way, so that the slots
+// that it takes at both ends may be leased again; Done or Failed follow. Said one
+// control round trip before the end, it hides that round trip.
+type Ending struct {
+	Node  string
+	Lease uint64
+}
+
+// Slots: how many of the node's slots this State may lease from now on, because
+// other schedulers use the others. They never exceed those of Attend. Running
+// leases go on.
+type Slots struct {
+	Node             string
+	Upload, Download int
 }
 
 // Done ends a lease: every piece of its run is in the node's store.
@@ -120,6 +152,8 @@ func (*Want) event()   {}
 func (*Unwant) event() {}
 func (*Have) event()   {}
 func (*Drop) event()   {}
+func (*Ending) event() {}
+func (*Slots) event()  {}
 func (*Done) event()   {}
 func (*Failed) event() {}
 func (*Tick) event()   {}

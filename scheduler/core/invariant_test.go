@@ -17,10 +17,10 @@ func checkState(t failing, s *State) {
 		if n == nil {
 			continue
 		}
-		if len(n.up) > n.upSlots || len(n.down) > n.downSlots {
+		if len(n.up)-n.upEnding > n.upMost || len(n.down)-n.downEnding > n.downMost || n.upEnding > n.upMost || n.downEnding > n.downMost {
 			t.Fatalf("%s: %d of %d upload and %d of %d download slots", n.id, len(n.up), n.upSlots, len(n.down), n.downSlots)
 		}
-		if spare := !n.barred && len(n.up) < s.uploads(n); spare != n.spare {
+		if spare := !n.barred && len(n.up)-n.upEnding < s.uploads(n); spare != n.spare {
 			t.Fatalf("%s: spare %v, want %v", n.id, n.spare, spare)
 		}
 		reading := 0
@@ -184,7 +184,7 @@ func checkWaiting(t failing, s *State, b *swarm) {
 		if rx == nil {
 			continue
 		}
-		ready := rx.wanting && rx.lack > 0 && len(m.n.down) < m.n.downSlots && s.now >= rx.until
+		ready := rx.wanting && rx.lack > 0 && m.n.canRun() && s.now >= rx.until
 		if ready != rx.queued && s.now != rx.until {
 			t.Fatalf("%s: %s ready %v, queued %v", b.digest, m.n.id, ready, rx.queued)
 		}

@@ -12,6 +12,7 @@ type lease struct {
 	holder *node // nil when the origin is read, or when the holder has left
 	atUp   int32 // places in node.up, node.down
 	atDown int32
+	ending bool // its slots are free again: the rest is on its way
 
 	since    Time
 	deadline Time // a point
@@ -106,7 +107,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 		}
 	}
 	s.enqueue(m, false)
-	if len(n.down) == n.downSlots {
+	if !n.canRun() {
 		for _, w := range n.wants {
 			s.enqueue(w, false)
 		}
@@ -137,7 +138,11 @@ func (s *State) end(l *lease, cancel bool) {
 	}
 	rx.leases--
 	b.running--
+	couldRun := n.canRun()
 	n.down = cutAt(n.down, l.atDown, func(o *lease, i int32) { o.atDown = i })
+	if l.ending {
+		n.downEnding--
+	}
 	s.detach(l)
 	if l.host != nil {
 		s.endOrigin(l)
@@ -147,16 +152,46 @@ func (s *State) end(l *lease, cancel bool) {
 	if again {
 		s.enqueue(m, true)
 	}
-	if len(n.down) == n.downSlots-1 {
-		for _, w := range n.wants {
-			s.enqueue(w, true)
-			if w.b.parked {
-				s.touch(w.b)
-			}
-		}
-		s.unpark = s.unpark || n.seed
+	if !couldRun {
+		s.freed(n)
 	}
 	s.loosen(m)
+}
+
+// freed looks at who can use a download slot of n that has become free.
+func (s *State) freed(n *node) {
+	if !n.canRun() {
+		return
+	}
+	for _, w := range n.wants {
+		s.enqueue(w, true)
+		if w.b.parked {
+			s.touch(w.b)
+		}
+	}
+	s.unpark = s.unpark || n.seed
+}
+
+// ending frees the slots of a lease whose rest is on its way. A node says it of
+// so many leases at most as it has slots, or it could take more than its share of
+// a holder's; and a holder gets so many at most.
+func (s *State) ending(e *Ending) {
+	l := s.leases.find(e.Lease, s.byID[e.Node])
+	if l == nil || l.ending || l.holder == nil {
+		return
+	}
+	n, h := l.m.n, l.holder
+	if n.downEnding >= n.downSlots || h.upEnding >= h.upSlots {
+		return
+	}
+	couldRun := n.canRun()
+	l.ending = true
+	n.downEnding++
+	h.upEnding++
+	s.respare(h)
+	if !couldRun {
+		s.freed(n)
+	}
 }
 
 // detach frees the holder's upload slot.
@@ -166,6 +201,9 @@ func (s *State) detach(l *lease) {
 		return
 	}
 	l.holder = nil
+	if l.ending {
+		h.upEnding--
+	}
 	h.up = cutAt(h.up, l.atUp, func(o *lease, i int32) { o.atUp = i })
 	s.respare(h)
 }
@@ -175,7 +213,7 @@ func (s *State) detach(l *lease) {
 // m itself has changed.
 func (s *State) enqueue(m *member, again bool) {
 	rx, b := m.rx, m.b
-	ready := rx.wanting && rx.lack > 0 && len(m.n.down) < m.n.downSlots && s.now >= rx.until
+	ready := rx.wanting && rx.lack > 0 && m.n.canRun() && s.now >= rx.until
 	if ready && rx.queued && rx.bucket == b.queue.bucketOf(rx.missing) {
 		if again {
 			s.again(m)

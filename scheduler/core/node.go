@@ -12,10 +12,12 @@ type node struct {
 	seed    bool
 	atSeeds int32
 
-	upSlots, downSlots int
-	up, down           []*lease // that read from it; that it runs
-	reading            int      // of down, those that read an origin
-	spare              bool     // has a free upload slot, and counts
+	upSlots, downSlots   int      // that may be leased now
+	upMost, downMost     int      // that it attended with
+	up, down             []*lease // that read from it; that it runs
+	upEnding, downEnding int      // of these, those that take no slot any more
+	reading              int      // of down, those that read an origin
+	spare                bool     // has a free upload slot, and counts
 
 	members      []*member
 	serving      []*member // counted: what it holds in active swarms
@@ -45,6 +47,7 @@ func (s *State) attend(e *Attend) {
 		upSlots:   s.slots(e.UploadSlots, s.cfg.UploadSlots),
 		downSlots: s.slots(e.DownloadSlots, s.cfg.DownloadSlots),
 	}
+	n.upMost, n.downMost = n.upSlots, n.downSlots
 	if k := len(s.freeIDs); k > 0 {
 		n.handle = s.freeIDs[k-1]
 		s.freeIDs = s.freeIDs[:k-1]
@@ -69,6 +72,29 @@ func (s *State) slots(claimed, standard int) int {
 	}
 	return min(claimed, s.cfg.MaxSlots)
 }
+
+// slotsNow changes how many of n's slots may be leased.
+func (s *State) slotsNow(e *Slots) {
+	n := s.byID[e.Node]
+	if n == nil {
+		return
+	}
+	couldRun := n.canRun()
+	n.upSlots = min(max(e.Upload, 0), n.upMost)
+	n.downSlots = min(max(e.Download, 0), n.downMost)
+	s.respare(n)
+	switch can := n.canRun(); {
+	case can && !couldRun:
+		s.freed(n)
+	case !can && couldRun:
+		for _, w := range n.wants {
+			s.enqueue(w, false)
+		}
+	}
+}
+
+// canRun tells whether n has a free download slot.
+func (n *node) canRun() bool { return len(n.down)-n.downEnding < n.downSlots }
 
 // leave forgets a node. Who reads from it goes on for a while: often only its
 // stream to the scheduler broke.
@@ -113,13 +139,13 @@ func (s *State) uploads(n *node) int {
 	if s.cfg.ReaderUploadSlots > 0 {
 		return min(n.upSlots, s.cfg.ReaderUploadSlots)
 	}
-	return min(n.upSlots, max(2, n.upSlots/2))
+	return min(n.upSlots, max(2, n.upMost/2))
 }
 
 // respare looks whether n has a free upload slot, and if that changed, offers
 // or withdraws all that it holds.
 func (s *State) respare(n *node) {
-	spare := !n.barred && n.serial != 0 && len(n.up) < s.uploads(n)
+	spare := !n.barred && n.serial != 0 && len(n.up)-n.upEnding < s.uploads(n)
 	if spare == n.spare {
 		return
 	}

@@ -126,7 +126,7 @@ func (s *State) read(b *swarm, run blob.Run, ahead bool) bool {
 	if b.reader != nil {
 		first := b.origins[0]
 		reader, behalf = b.reader.n, first.behalf
-		if s.closed(first.host) || !behalf.wanting() || behalf.rx.host != first.host || len(reader.down) >= reader.downSlots {
+		if s.closed(first.host) || !behalf.wanting() || behalf.rx.host != first.host || !reader.canRun() {
 			return false
 		}
 	} else {
@@ -235,7 +235,7 @@ func (s *State) choose(b *swarm) (reader *node, behalf *member, waits bool) {
 			r = seed
 		} else if r.barred {
 			continue
-		} else if s.avoids(b.unfit, r) || len(r.down) >= r.downSlots {
+		} else if s.avoids(b.unfit, r) || !r.canRun() {
 			r = nil
 		}
 		if r == nil {
@@ -256,7 +256,7 @@ func (s *State) chooseSeed(b *swarm) (seed *node, any bool) {
 			continue
 		}
 		any = true
-		if len(n.down) < n.downSlots {
+		if n.canRun() {
 			s.ids = append(s.ids, n.id)
 		}
 	}

@@ -100,7 +100,8 @@ func parse(name string, words []string) (Event, error) {
 	case "leave":
 		return &Leave{Node: f.node}, nil
 	case "want":
-		return &Want{Node: f.node, Digest: f.digest, Size: f.num["size"], Runs: f.runs, Origin: f.origin()}, nil
+		return &Want{Node: f.node, Digest: f.digest, Size: f.num["size"], Runs: f.runs, Origin: f.origin(),
+			Urgent: f.urgent, Priority: Priority(min(max(f.num["priority"], 0), 255))}, nil
 	case "unwant":
 		return &Unwant{Node: f.node, Digest: f.digest}, nil
 	case "have":
@@ -110,6 +111,10 @@ func parse(name string, words []string) (Event, error) {
 		}, nil
 	case "drop":
 		return &Drop{Node: f.node, Digest: f.digest}, nil
+	case "ending":
+		return &Ending{Node: f.node, Lease: f.lease}, nil
+	case "slots":
+		return &Slots{Node: f.node, Upload: int(f.num["upload"]), Download: int(f.num["download"])}, nil
 	case "done":
 		return &Done{Node: f.node, Lease: f.lease, Bytes: f.num["bytes"], Time: Time(f.num["time"])}, nil
 	case "failed":
@@ -129,6 +134,7 @@ type fields struct {
 	num    map[string]int64
 	flag   map[string]bool
 	runs   []blob.Run
+	urgent []blob.Run
 	links  []byte
 	lease  uint64
 	reason Reason
@@ -154,12 +160,14 @@ func (f *fields) take(name, v string, hasValue bool) (err error) {
 		f.flag[name] = true
 	case "address", "region", "zone", "rack", "kind", "registry", "repository", "url":
 		f.str[name] = v
-	case "upload", "download", "size", "first_link", "bytes", "time", "status", "retry_after":
+	case "upload", "download", "size", "first_link", "bytes", "time", "status", "retry_after", "priority":
 		f.num[name], err = strconv.ParseInt(v, 10, 64)
 	case "lease":
 		f.lease, err = strconv.ParseUint(v, 10, 64)
 	case "runs":
 		f.runs, err = parseRuns(v)
+	case "urgent":
+		f.urgent, err = parseRuns(v)
 	case "links":
 		f.links, err = base64.StdEncoding.DecodeString(v)
 	case "reason":

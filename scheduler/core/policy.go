@@ -256,7 +256,7 @@ func (r rank) before(o rank) bool {
 }
 
 func (s *State) rank(n *node, h *member) rank {
-	r := rank{far: distance(n, h.n), busy: len(h.n.up) - s.uploads(h.n), held: h.held}
+	r := rank{far: distance(n, h.n), busy: len(h.n.up) - h.n.upEnding - s.uploads(h.n), held: h.held}
 	if h.n.seed {
 		r.seed = 1
 	}

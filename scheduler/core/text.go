@@ -45,6 +45,10 @@ func EventName(e Event) string {
 		return "have"
 	case *Drop:
 		return "drop"
+	case *Ending:
+		return "ending"
+	case *Slots:
+		return "slots"
 	case *Done:
 		return "done"
 	case *Failed:
@@ -71,14 +75,16 @@ func AppendEvent(buf []byte, now Time, e Event) []byte {
 	case *Want:
 		t.head(e, e.Node, e.Digest)
 		t.num("size", e.Size)
-		t.runs(e.Runs)
+		t.runs("runs", e.Runs)
 		t.origin(e.Origin)
+		t.runs("urgent", e.Urgent)
+		t.num("priority", int64(e.Priority))
 	case *Unwant:
 		t.head(e, e.Node, e.Digest)
 	case *Have:
 		t.head(e, e.Node, e.Digest)
 		t.num("size", e.Size)
-		t.runs(e.Runs)
+		t.runs("runs", e.Runs)
 		if len(e.Links) > 0 {
 			t.num("first_link", int64(e.FirstLink))
 			t.str("links", base64.StdEncoding.EncodeToString(e.Links))
@@ -86,6 +92,13 @@ func AppendEvent(buf []byte, now Time, e Event) []byte {
 		t.flag("sealed", e.Sealed)
 	case *Drop:
 		t.head(e, e.Node, e.Digest)
+	case *Ending:
+		t.head(e, e.Node, "")
+		t.id(e.Lease)
+	case *Slots:
+		t.head(e, e.Node, "")
+		t.num("upload", int64(e.Upload))
+		t.num("download", int64(e.Download))
 	case *Done:
 		t.head(e, e.Node, "")
 		t.id(e.Lease)
@@ -116,7 +129,7 @@ func AppendDecision(buf []byte, d *Decision) []byte {
 		t.id(d.ID)
 	}
 	if d.Kind == Lease {
-		t.runs([]blob.Run{d.Run})
+		t.runs("runs", []blob.Run{d.Run})
 		t.str("holder", d.Holder.Node)
 		t.origin(d.Origin)
 		t.str("on_behalf", d.OnBehalf.Node)
@@ -126,6 +139,7 @@ func AppendDecision(buf []byte, d *Decision) []byte {
 		}
 	}
 	t.str("reason", d.Reason)
+	t.num("retry_after", int64(d.RetryAfter))
 	return t.buf
 }
 
@@ -190,10 +204,10 @@ func (t *text) flag(name string, v bool) {
 	}
 }
 
-func (t *text) runs(runs []blob.Run) {
+func (t *text) runs(name string, runs []blob.Run) {
 	for i, r := range runs {
 		if i == 0 {
-			t.name("runs")
+			t.name(name)
 		} else {
 			t.buf = append(t.buf, ',')
 		}

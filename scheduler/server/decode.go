@@ -112,6 +112,12 @@ func (d decoder) event(e *damselflyv1.NodeEvent) (core.Event, error) {
 	case *damselflyv1.NodeEvent_Drop:
 		g, err := digest("drop", e.Drop.GetDigest())
 		return &core.Drop{Node: d.node, Digest: g}, err
+	case *damselflyv1.NodeEvent_Ending:
+		return &core.Ending{Node: d.node, Lease: e.Ending.GetLease()}, nil
+	case *damselflyv1.NodeEvent_Slots:
+		return &core.Slots{
+			Node: d.node, Upload: int(min(e.Slots.GetUpload(), 1<<16)), Download: int(min(e.Slots.GetDownload(), 1<<16)),
+		}, nil
 	case *damselflyv1.NodeEvent_Done:
 		return &core.Done{
 			Node: d.node, Lease: e.Done.GetLease(), Bytes: int64(min(e.Done.GetBytes(), blob.MaxSize)),
@@ -132,12 +138,19 @@ func (d decoder) want(w *damselflyv1.Want) (core.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	runs, err := runs("want.runs", l, w.GetRuns())
+	runs, err := readRuns("want.runs", l, w.GetRuns())
+	if err != nil {
+		return nil, err
+	}
+	urgent, err := readRuns("want.urgent", l, w.GetUrgent())
 	if err != nil {
 		return nil, err
 	}
 	from, err := origin(w.GetOrigin())
-	return &core.Want{Node: d.node, Digest: g, Size: l.Size(), Runs: runs, Origin: from}, err
+	return &core.Want{
+		Node: d.node, Digest: g, Size: l.Size(), Runs: runs, Origin: from,
+		Urgent: urgent, Priority: core.Priority(min(max(w.GetPriority(), 0), 255)),
+	}, err
 }
 
 func (d decoder) have(h *damselflyv1.Have) (core.Event, error) {
@@ -145,7 +158,7 @@ func (d decoder) have(h *damselflyv1.Have) (core.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	runs, err := runs("have.runs", l, h.GetRuns())
+	runs, err := readRuns("have.runs", l, h.GetRuns())
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +193,7 @@ func layout(field, s string, size uint64) (blob.Digest, blob.Layout, error) {
 	return g, l, err
 }
 
-func runs(field string, l blob.Layout, wire []*damselflyv1.Run) ([]blob.Run, error) {
+func readRuns(field string, l blob.Layout, wire []*damselflyv1.Run) ([]blob.Run, error) {
 	if len(wire) > l.Pieces() {
 		return nil, fmt.Errorf("%s: %d runs of a blob of %d pieces", field, len(wire), l.Pieces())
 	}
@@ -228,7 +241,9 @@ func encode(d *core.Decision) *damselflyv1.Decision {
 	case core.Tell:
 		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Tell{Tell: &damselflyv1.Tell{Digest: g}}}
 	default:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Refuse{Refuse: &damselflyv1.Refuse{Digest: g, Reason: d.Reason}}}
+		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Refuse{Refuse: &damselflyv1.Refuse{
+			Digest: g, Reason: d.Reason, RetryAfterMs: uint64(d.RetryAfter / core.Millisecond),
+		}}}
 	}
 }
 

@@ -73,6 +73,59 @@ func (Origin_Kind) EnumDescriptor() ([]byte, []int) {
 	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{5, 0}
 }
 
+// Who waits. Unknown values count as background.
+type Want_Priority int32
+
+const (
+	// A client waits.
+	Want_PRIORITY_UNSPECIFIED Want_Priority = 0
+	// Wanted before anybody asks.
+	Want_PRIORITY_PREHEAT Want_Priority = 1
+	// Copies for safety, repairs.
+	Want_PRIORITY_BACKGROUND Want_Priority = 2
+)
+
+// Enum value maps for Want_Priority.
+var (
+	Want_Priority_name = map[int32]string{
+		0: "PRIORITY_UNSPECIFIED",
+		1: "PRIORITY_PREHEAT",
+		2: "PRIORITY_BACKGROUND",
+	}
+	Want_Priority_value = map[string]int32{
+		"PRIORITY_UNSPECIFIED": 0,
+		"PRIORITY_PREHEAT":     1,
+		"PRIORITY_BACKGROUND":  2,
+	}
+)
+
+func (x Want_Priority) Enum() *Want_Priority {
+	p := new(Want_Priority)
+	*p = x
+	return p
+}
+
+func (x Want_Priority) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Want_Priority) Descriptor() protoreflect.EnumDescriptor {
+	return file_damselfly_v1_scheduler_proto_enumTypes[1].Descriptor()
+}
+
+func (Want_Priority) Type() protoreflect.EnumType {
+	return &file_damselfly_v1_scheduler_proto_enumTypes[1]
+}
+
+func (x Want_Priority) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Want_Priority.Descriptor instead.
+func (Want_Priority) EnumDescriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8, 0}
+}
+
 type Failed_Reason int32
 
 const (
@@ -132,11 +185,11 @@ func (x Failed_Reason) String() string {
 }
 
 func (Failed_Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_damselfly_v1_scheduler_proto_enumTypes[1].Descriptor()
+	return file_damselfly_v1_scheduler_proto_enumTypes[2].Descriptor()
 }
 
 func (Failed_Reason) Type() protoreflect.EnumType {
-	return &file_damselfly_v1_scheduler_proto_enumTypes[1]
+	return &file_damselfly_v1_scheduler_proto_enumTypes[2]
 }
 
 func (x Failed_Reason) Number() protoreflect.EnumNumber {
@@ -145,7 +198,7 @@ func (x Failed_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Failed_Reason.Descriptor instead.
 func (Failed_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // NodeMessage carries events from a node, oldest first.
@@ -205,6 +258,8 @@ type NodeEvent struct {
 	//	*NodeEvent_Done
 	//	*NodeEvent_Failed
 	//	*NodeEvent_Ping
+	//	*NodeEvent_Ending
+	//	*NodeEvent_Slots
 	Event         isNodeEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -319,6 +374,24 @@ func (x *NodeEvent) GetPing() *Ping {
 	return nil
 }
 
+func (x *NodeEvent) GetEnding() *Ending {
+	if x != nil {
+		if x, ok := x.Event.(*NodeEvent_Ending); ok {
+			return x.Ending
+		}
+	}
+	return nil
+}
+
+func (x *NodeEvent) GetSlots() *Slots {
+	if x != nil {
+		if x, ok := x.Event.(*NodeEvent_Slots); ok {
+			return x.Slots
+		}
+	}
+	return nil
+}
+
 type isNodeEvent_Event interface {
 	isNodeEvent_Event()
 }
@@ -355,6 +428,14 @@ type NodeEvent_Ping struct {
 	Ping *Ping `protobuf:"bytes,8,opt,name=ping,proto3,oneof"`
 }
 
+type NodeEvent_Ending struct {
+	Ending *Ending `protobuf:"bytes,9,opt,name=ending,proto3,oneof"`
+}
+
+type NodeEvent_Slots struct {
+	Slots *Slots `protobuf:"bytes,10,opt,name=slots,proto3,oneof"`
+}
+
 func (*NodeEvent_Attend) isNodeEvent_Event() {}
 
 func (*NodeEvent_Want) isNodeEvent_Event() {}
@@ -370,6 +451,10 @@ func (*NodeEvent_Done) isNodeEvent_Event() {}
 func (*NodeEvent_Failed) isNodeEvent_Event() {}
 
 func (*NodeEvent_Ping) isNodeEvent_Event() {}
+
+func (*NodeEvent_Ending) isNodeEvent_Event() {}
+
+func (*NodeEvent_Slots) isNodeEvent_Event() {}
 
 // SchedulerMessage carries decisions for the node that the stream belongs to.
 type SchedulerMessage struct {
@@ -428,6 +513,7 @@ type Decision struct {
 	//	*Decision_Tell
 	//	*Decision_Refuse
 	//	*Decision_Pong
+	//	*Decision_Schedulers
 	Decision      isDecision_Decision `protobuf_oneof:"decision"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -542,6 +628,15 @@ func (x *Decision) GetPong() *Pong {
 	return nil
 }
 
+func (x *Decision) GetSchedulers() *Schedulers {
+	if x != nil {
+		if x, ok := x.Decision.(*Decision_Schedulers); ok {
+			return x.Schedulers
+		}
+	}
+	return nil
+}
+
 type isDecision_Decision interface {
 	isDecision_Decision()
 }
@@ -578,6 +673,10 @@ type Decision_Pong struct {
 	Pong *Pong `protobuf:"bytes,8,opt,name=pong,proto3,oneof"`
 }
 
+type Decision_Schedulers struct {
+	Schedulers *Schedulers `protobuf:"bytes,9,opt,name=schedulers,proto3,oneof"`
+}
+
 func (*Decision_Welcome) isDecision_Decision() {}
 
 func (*Decision_Lease) isDecision_Decision() {}
@@ -593,6 +692,8 @@ func (*Decision_Tell) isDecision_Decision() {}
 func (*Decision_Refuse) isDecision_Decision() {}
 
 func (*Decision_Pong) isDecision_Decision() {}
+
+func (*Decision_Schedulers) isDecision_Decision() {}
 
 // Run is count consecutive pieces of a blob, starting at first.
 type Run struct {
@@ -897,8 +998,11 @@ type Want struct {
 	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	Size   uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	// Pieces wanted; none means all.
-	Runs          []*Run  `protobuf:"bytes,3,rep,name=runs,proto3" json:"runs,omitempty"`
-	Origin        *Origin `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	Runs   []*Run  `protobuf:"bytes,3,rep,name=runs,proto3" json:"runs,omitempty"`
+	Origin *Origin `protobuf:"bytes,4,opt,name=origin,proto3" json:"origin,omitempty"`
+	// Pieces that a client reads right now; they come before all others, in order.
+	Urgent        []*Run        `protobuf:"bytes,5,rep,name=urgent,proto3" json:"urgent,omitempty"`
+	Priority      Want_Priority `protobuf:"varint,6,opt,name=priority,proto3,enum=damselfly.v1.Want_Priority" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -959,6 +1063,20 @@ func (x *Want) GetOrigin() *Origin {
 		return x.Origin
 	}
 	return nil
+}
+
+func (x *Want) GetUrgent() []*Run {
+	if x != nil {
+		return x.Urgent
+	}
+	return nil
+}
+
+func (x *Want) GetPriority() Want_Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Want_PRIORITY_UNSPECIFIED
 }
 
 // Unwant takes a Want back; running leases of the blob are given up.
@@ -1201,6 +1319,107 @@ func (x *Done) GetMicroseconds() uint64 {
 	return 0
 }
 
+// Ending says that what is left of a lease from a holder is on its way: the
+// slots that it takes on both sides may be leased again. Done or Failed follow.
+type Ending struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lease         uint64                 `protobuf:"varint,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ending) Reset() {
+	*x = Ending{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ending) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ending) ProtoMessage() {}
+
+func (x *Ending) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ending.ProtoReflect.Descriptor instead.
+func (*Ending) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Ending) GetLease() uint64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+// Slots says how many of the node's slots this scheduler may lease from now on,
+// because leases of other schedulers take the others. Attend says all of them.
+// Running leases go on.
+type Slots struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Upload        uint32                 `protobuf:"varint,1,opt,name=upload,proto3" json:"upload,omitempty"`
+	Download      uint32                 `protobuf:"varint,2,opt,name=download,proto3" json:"download,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Slots) Reset() {
+	*x = Slots{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Slots) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Slots) ProtoMessage() {}
+
+func (x *Slots) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Slots.ProtoReflect.Descriptor instead.
+func (*Slots) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Slots) GetUpload() uint32 {
+	if x != nil {
+		return x.Upload
+	}
+	return 0
+}
+
+func (x *Slots) GetDownload() uint32 {
+	if x != nil {
+		return x.Download
+	}
+	return 0
+}
+
 // Failed ends a lease before all of its run came.
 type Failed struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1216,7 +1435,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1447,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1460,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Failed) GetLease() uint64 {
@@ -1283,7 +1502,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1295,7 +1514,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1308,7 +1527,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{14}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Ping) GetNumber() uint64 {
@@ -1329,7 +1548,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1560,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1573,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1397,7 +1616,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1628,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1641,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{16}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Lease) GetId() uint64 {
@@ -1505,7 +1724,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1736,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1749,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{17}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Cancel) GetLeases() []uint64 {
@@ -1551,7 +1770,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1782,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1795,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Queued) GetDigest() string {
@@ -1597,7 +1816,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1828,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1841,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Revoke) GetDigest() string {
@@ -1642,7 +1861,7 @@ type Tell struct {
 
 func (x *Tell) Reset() {
 	*x = Tell{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1873,7 @@ func (x *Tell) String() string {
 func (*Tell) ProtoMessage() {}
 
 func (x *Tell) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1886,7 @@ func (x *Tell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tell.ProtoReflect.Descriptor instead.
 func (*Tell) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{20}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Tell) GetDigest() string {
@@ -1680,16 +1899,19 @@ func (x *Tell) GetDigest() string {
 // Refuse answers a Want that will get no lease: the node reads the origin on
 // its own or fails its task.
 type Refuse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Reason string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The scheduler has too much to do: Want may be said again after this long.
+	// 0: it is for good.
+	RetryAfterMs  uint64 `protobuf:"varint,3,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Refuse) Reset() {
 	*x = Refuse{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1923,7 @@ func (x *Refuse) String() string {
 func (*Refuse) ProtoMessage() {}
 
 func (x *Refuse) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1936,7 @@ func (x *Refuse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refuse.ProtoReflect.Descriptor instead.
 func (*Refuse) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{21}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Refuse) GetDigest() string {
@@ -1731,6 +1953,61 @@ func (x *Refuse) GetReason() string {
 	return ""
 }
 
+func (x *Refuse) GetRetryAfterMs() uint64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
+
+// Schedulers says which schedulers there are. It follows Welcome and comes again
+// whenever the set changes. Blobs are spread over them by rendezvous hashing of
+// the digest over the peer IDs (pkg/ring): a node keeps a stream to each, and
+// tells each only of the blobs that are its own. None means: this one alone.
+type Schedulers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*Holder              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Schedulers) Reset() {
+	*x = Schedulers{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Schedulers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Schedulers) ProtoMessage() {}
+
+func (x *Schedulers) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Schedulers.ProtoReflect.Descriptor instead.
+func (*Schedulers) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Schedulers) GetMembers() []*Holder {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type Pong struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -1740,7 +2017,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +2029,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +2042,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{22}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Pong) GetNumber() uint64 {
@@ -1781,7 +2058,7 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
 	"\x1cdamselfly/v1/scheduler.proto\x12\fdamselfly.v1\">\n" +
 	"\vNodeMessage\x12/\n" +
-	"\x06events\x18\x01 \x03(\v2\x17.damselfly.v1.NodeEventR\x06events\"\xf6\x02\n" +
+	"\x06events\x18\x01 \x03(\v2\x17.damselfly.v1.NodeEventR\x06events\"\xd3\x03\n" +
 	"\tNodeEvent\x12.\n" +
 	"\x06attend\x18\x01 \x01(\v2\x14.damselfly.v1.AttendH\x00R\x06attend\x12(\n" +
 	"\x04want\x18\x02 \x01(\v2\x12.damselfly.v1.WantH\x00R\x04want\x12.\n" +
@@ -1790,10 +2067,13 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x04drop\x18\x05 \x01(\v2\x12.damselfly.v1.DropH\x00R\x04drop\x12(\n" +
 	"\x04done\x18\x06 \x01(\v2\x12.damselfly.v1.DoneH\x00R\x04done\x12.\n" +
 	"\x06failed\x18\a \x01(\v2\x14.damselfly.v1.FailedH\x00R\x06failed\x12(\n" +
-	"\x04ping\x18\b \x01(\v2\x12.damselfly.v1.PingH\x00R\x04pingB\a\n" +
+	"\x04ping\x18\b \x01(\v2\x12.damselfly.v1.PingH\x00R\x04ping\x12.\n" +
+	"\x06ending\x18\t \x01(\v2\x14.damselfly.v1.EndingH\x00R\x06ending\x12+\n" +
+	"\x05slots\x18\n" +
+	" \x01(\v2\x13.damselfly.v1.SlotsH\x00R\x05slotsB\a\n" +
 	"\x05event\"H\n" +
 	"\x10SchedulerMessage\x124\n" +
-	"\tdecisions\x18\x01 \x03(\v2\x16.damselfly.v1.DecisionR\tdecisions\"\x8a\x03\n" +
+	"\tdecisions\x18\x01 \x03(\v2\x16.damselfly.v1.DecisionR\tdecisions\"\xc6\x03\n" +
 	"\bDecision\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.damselfly.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x05lease\x18\x02 \x01(\v2\x13.damselfly.v1.LeaseH\x00R\x05lease\x12.\n" +
@@ -1802,7 +2082,10 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x06revoke\x18\x05 \x01(\v2\x14.damselfly.v1.RevokeH\x00R\x06revoke\x12(\n" +
 	"\x04tell\x18\x06 \x01(\v2\x12.damselfly.v1.TellH\x00R\x04tell\x12.\n" +
 	"\x06refuse\x18\a \x01(\v2\x14.damselfly.v1.RefuseH\x00R\x06refuse\x12(\n" +
-	"\x04pong\x18\b \x01(\v2\x12.damselfly.v1.PongH\x00R\x04pongB\n" +
+	"\x04pong\x18\b \x01(\v2\x12.damselfly.v1.PongH\x00R\x04pong\x12:\n" +
+	"\n" +
+	"schedulers\x18\t \x01(\v2\x18.damselfly.v1.SchedulersH\x00R\n" +
+	"schedulersB\n" +
 	"\n" +
 	"\bdecision\"1\n" +
 	"\x03Run\x12\x14\n" +
@@ -1832,12 +2115,18 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x06region\x18\x05 \x01(\tR\x06region\x12\x12\n" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x12\n" +
 	"\x04rack\x18\a \x01(\tR\x04rack\x12\x18\n" +
-	"\arelease\x18\b \x01(\tR\arelease\"\x87\x01\n" +
+	"\arelease\x18\b \x01(\tR\arelease\"\xc0\x02\n" +
 	"\x04Want\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12%\n" +
 	"\x04runs\x18\x03 \x03(\v2\x11.damselfly.v1.RunR\x04runs\x12,\n" +
-	"\x06origin\x18\x04 \x01(\v2\x14.damselfly.v1.OriginR\x06origin\" \n" +
+	"\x06origin\x18\x04 \x01(\v2\x14.damselfly.v1.OriginR\x06origin\x12)\n" +
+	"\x06urgent\x18\x05 \x03(\v2\x11.damselfly.v1.RunR\x06urgent\x127\n" +
+	"\bpriority\x18\x06 \x01(\x0e2\x1b.damselfly.v1.Want.PriorityR\bpriority\"S\n" +
+	"\bPriority\x12\x18\n" +
+	"\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10PRIORITY_PREHEAT\x10\x01\x12\x17\n" +
+	"\x13PRIORITY_BACKGROUND\x10\x02\" \n" +
 	"\x06Unwant\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\xa6\x01\n" +
 	"\x04Have\x12\x16\n" +
@@ -1853,7 +2142,12 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x04Done\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\"\n" +
-	"\fmicroseconds\x18\x03 \x01(\x04R\fmicroseconds\"\xd9\x02\n" +
+	"\fmicroseconds\x18\x03 \x01(\x04R\fmicroseconds\"\x1e\n" +
+	"\x06Ending\x12\x14\n" +
+	"\x05lease\x18\x01 \x01(\x04R\x05lease\";\n" +
+	"\x05Slots\x12\x16\n" +
+	"\x06upload\x18\x01 \x01(\rR\x06upload\x12\x1a\n" +
+	"\bdownload\x18\x02 \x01(\rR\bdownload\"\xd9\x02\n" +
 	"\x06Failed\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x123\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x1b.damselfly.v1.Failed.ReasonR\x06reason\x12\x16\n" +
@@ -1895,10 +2189,14 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x06Revoke\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"\x1e\n" +
 	"\x04Tell\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"8\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"^\n" +
 	"\x06Refuse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x1e\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\x04R\fretryAfterMs\"<\n" +
+	"\n" +
+	"Schedulers\x12.\n" +
+	"\amembers\x18\x01 \x03(\v2\x14.damselfly.v1.HolderR\amembers\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number2T\n" +
 	"\tScheduler\x12G\n" +
@@ -1916,70 +2214,80 @@ func file_damselfly_v1_scheduler_proto_rawDescGZIP() []byte {
 	return file_damselfly_v1_scheduler_proto_rawDescData
 }
 
-var file_damselfly_v1_scheduler_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_damselfly_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_damselfly_v1_scheduler_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_damselfly_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_damselfly_v1_scheduler_proto_goTypes = []any{
 	(Origin_Kind)(0),         // 0: damselfly.v1.Origin.Kind
-	(Failed_Reason)(0),       // 1: damselfly.v1.Failed.Reason
-	(*NodeMessage)(nil),      // 2: damselfly.v1.NodeMessage
-	(*NodeEvent)(nil),        // 3: damselfly.v1.NodeEvent
-	(*SchedulerMessage)(nil), // 4: damselfly.v1.SchedulerMessage
-	(*Decision)(nil),         // 5: damselfly.v1.Decision
-	(*Run)(nil),              // 6: damselfly.v1.Run
-	(*Origin)(nil),           // 7: damselfly.v1.Origin
-	(*Holder)(nil),           // 8: damselfly.v1.Holder
-	(*Attend)(nil),           // 9: damselfly.v1.Attend
-	(*Want)(nil),             // 10: damselfly.v1.Want
-	(*Unwant)(nil),           // 11: damselfly.v1.Unwant
-	(*Have)(nil),             // 12: damselfly.v1.Have
-	(*Drop)(nil),             // 13: damselfly.v1.Drop
-	(*Done)(nil),             // 14: damselfly.v1.Done
-	(*Failed)(nil),           // 15: damselfly.v1.Failed
-	(*Ping)(nil),             // 16: damselfly.v1.Ping
-	(*Welcome)(nil),          // 17: damselfly.v1.Welcome
-	(*Lease)(nil),            // 18: damselfly.v1.Lease
-	(*Cancel)(nil),           // 19: damselfly.v1.Cancel
-	(*Queued)(nil),           // 20: damselfly.v1.Queued
-	(*Revoke)(nil),           // 21: damselfly.v1.Revoke
-	(*Tell)(nil),             // 22: damselfly.v1.Tell
-	(*Refuse)(nil),           // 23: damselfly.v1.Refuse
-	(*Pong)(nil),             // 24: damselfly.v1.Pong
+	(Want_Priority)(0),       // 1: damselfly.v1.Want.Priority
+	(Failed_Reason)(0),       // 2: damselfly.v1.Failed.Reason
+	(*NodeMessage)(nil),      // 3: damselfly.v1.NodeMessage
+	(*NodeEvent)(nil),        // 4: damselfly.v1.NodeEvent
+	(*SchedulerMessage)(nil), // 5: damselfly.v1.SchedulerMessage
+	(*Decision)(nil),         // 6: damselfly.v1.Decision
+	(*Run)(nil),              // 7: damselfly.v1.Run
+	(*Origin)(nil),           // 8: damselfly.v1.Origin
+	(*Holder)(nil),           // 9: damselfly.v1.Holder
+	(*Attend)(nil),           // 10: damselfly.v1.Attend
+	(*Want)(nil),             // 11: damselfly.v1.Want
+	(*Unwant)(nil),           // 12: damselfly.v1.Unwant
+	(*Have)(nil),             // 13: damselfly.v1.Have
+	(*Drop)(nil),             // 14: damselfly.v1.Drop
+	(*Done)(nil),             // 15: damselfly.v1.Done
+	(*Ending)(nil),           // 16: damselfly.v1.Ending
+	(*Slots)(nil),            // 17: damselfly.v1.Slots
+	(*Failed)(nil),           // 18: damselfly.v1.Failed
+	(*Ping)(nil),             // 19: damselfly.v1.Ping
+	(*Welcome)(nil),          // 20: damselfly.v1.Welcome
+	(*Lease)(nil),            // 21: damselfly.v1.Lease
+	(*Cancel)(nil),           // 22: damselfly.v1.Cancel
+	(*Queued)(nil),           // 23: damselfly.v1.Queued
+	(*Revoke)(nil),           // 24: damselfly.v1.Revoke
+	(*Tell)(nil),             // 25: damselfly.v1.Tell
+	(*Refuse)(nil),           // 26: damselfly.v1.Refuse
+	(*Schedulers)(nil),       // 27: damselfly.v1.Schedulers
+	(*Pong)(nil),             // 28: damselfly.v1.Pong
 }
 var file_damselfly_v1_scheduler_proto_depIdxs = []int32{
-	3,  // 0: damselfly.v1.NodeMessage.events:type_name -> damselfly.v1.NodeEvent
-	9,  // 1: damselfly.v1.NodeEvent.attend:type_name -> damselfly.v1.Attend
-	10, // 2: damselfly.v1.NodeEvent.want:type_name -> damselfly.v1.Want
-	11, // 3: damselfly.v1.NodeEvent.unwant:type_name -> damselfly.v1.Unwant
-	12, // 4: damselfly.v1.NodeEvent.have:type_name -> damselfly.v1.Have
-	13, // 5: damselfly.v1.NodeEvent.drop:type_name -> damselfly.v1.Drop
-	14, // 6: damselfly.v1.NodeEvent.done:type_name -> damselfly.v1.Done
-	15, // 7: damselfly.v1.NodeEvent.failed:type_name -> damselfly.v1.Failed
-	16, // 8: damselfly.v1.NodeEvent.ping:type_name -> damselfly.v1.Ping
-	5,  // 9: damselfly.v1.SchedulerMessage.decisions:type_name -> damselfly.v1.Decision
-	17, // 10: damselfly.v1.Decision.welcome:type_name -> damselfly.v1.Welcome
-	18, // 11: damselfly.v1.Decision.lease:type_name -> damselfly.v1.Lease
-	19, // 12: damselfly.v1.Decision.cancel:type_name -> damselfly.v1.Cancel
-	20, // 13: damselfly.v1.Decision.queued:type_name -> damselfly.v1.Queued
-	21, // 14: damselfly.v1.Decision.revoke:type_name -> damselfly.v1.Revoke
-	22, // 15: damselfly.v1.Decision.tell:type_name -> damselfly.v1.Tell
-	23, // 16: damselfly.v1.Decision.refuse:type_name -> damselfly.v1.Refuse
-	24, // 17: damselfly.v1.Decision.pong:type_name -> damselfly.v1.Pong
-	0,  // 18: damselfly.v1.Origin.kind:type_name -> damselfly.v1.Origin.Kind
-	6,  // 19: damselfly.v1.Want.runs:type_name -> damselfly.v1.Run
-	7,  // 20: damselfly.v1.Want.origin:type_name -> damselfly.v1.Origin
-	6,  // 21: damselfly.v1.Have.runs:type_name -> damselfly.v1.Run
-	1,  // 22: damselfly.v1.Failed.reason:type_name -> damselfly.v1.Failed.Reason
-	6,  // 23: damselfly.v1.Lease.run:type_name -> damselfly.v1.Run
-	8,  // 24: damselfly.v1.Lease.holder:type_name -> damselfly.v1.Holder
-	7,  // 25: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
-	8,  // 26: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
-	2,  // 27: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
-	4,  // 28: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	4,  // 0: damselfly.v1.NodeMessage.events:type_name -> damselfly.v1.NodeEvent
+	10, // 1: damselfly.v1.NodeEvent.attend:type_name -> damselfly.v1.Attend
+	11, // 2: damselfly.v1.NodeEvent.want:type_name -> damselfly.v1.Want
+	12, // 3: damselfly.v1.NodeEvent.unwant:type_name -> damselfly.v1.Unwant
+	13, // 4: damselfly.v1.NodeEvent.have:type_name -> damselfly.v1.Have
+	14, // 5: damselfly.v1.NodeEvent.drop:type_name -> damselfly.v1.Drop
+	15, // 6: damselfly.v1.NodeEvent.done:type_name -> damselfly.v1.Done
+	18, // 7: damselfly.v1.NodeEvent.failed:type_name -> damselfly.v1.Failed
+	19, // 8: damselfly.v1.NodeEvent.ping:type_name -> damselfly.v1.Ping
+	16, // 9: damselfly.v1.NodeEvent.ending:type_name -> damselfly.v1.Ending
+	17, // 10: damselfly.v1.NodeEvent.slots:type_name -> damselfly.v1.Slots
+	6,  // 11: damselfly.v1.SchedulerMessage.decisions:type_name -> damselfly.v1.Decision
+	20, // 12: damselfly.v1.Decision.welcome:type_name -> damselfly.v1.Welcome
+	21, // 13: damselfly.v1.Decision.lease:type_name -> damselfly.v1.Lease
+	22, // 14: damselfly.v1.Decision.cancel:type_name -> damselfly.v1.Cancel
+	23, // 15: damselfly.v1.Decision.queued:type_name -> damselfly.v1.Queued
+	24, // 16: damselfly.v1.Decision.revoke:type_name -> damselfly.v1.Revoke
+	25, // 17: damselfly.v1.Decision.tell:type_name -> damselfly.v1.Tell
+	26, // 18: damselfly.v1.Decision.refuse:type_name -> damselfly.v1.Refuse
+	28, // 19: damselfly.v1.Decision.pong:type_name -> damselfly.v1.Pong
+	27, // 20: damselfly.v1.Decision.schedulers:type_name -> damselfly.v1.Schedulers
+	0,  // 21: damselfly.v1.Origin.kind:type_name -> damselfly.v1.Origin.Kind
+	7,  // 22: damselfly.v1.Want.runs:type_name -> damselfly.v1.Run
+	8,  // 23: damselfly.v1.Want.origin:type_name -> damselfly.v1.Origin
+	7,  // 24: damselfly.v1.Want.urgent:type_name -> damselfly.v1.Run
+	1,  // 25: damselfly.v1.Want.priority:type_name -> damselfly.v1.Want.Priority
+	7,  // 26: damselfly.v1.Have.runs:type_name -> damselfly.v1.Run
+	2,  // 27: damselfly.v1.Failed.reason:type_name -> damselfly.v1.Failed.Reason
+	7,  // 28: damselfly.v1.Lease.run:type_name -> damselfly.v1.Run
+	9,  // 29: damselfly.v1.Lease.holder:type_name -> damselfly.v1.Holder
+	8,  // 30: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
+	9,  // 31: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
+	9,  // 32: damselfly.v1.Schedulers.members:type_name -> damselfly.v1.Holder
+	3,  // 33: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
+	5,  // 34: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
+	34, // [34:35] is the sub-list for method output_type
+	33, // [33:34] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_scheduler_proto_init() }
@@ -1996,6 +2304,8 @@ func file_damselfly_v1_scheduler_proto_init() {
 		(*NodeEvent_Done)(nil),
 		(*NodeEvent_Failed)(nil),
 		(*NodeEvent_Ping)(nil),
+		(*NodeEvent_Ending)(nil),
+		(*NodeEvent_Slots)(nil),
 	}
 	file_damselfly_v1_scheduler_proto_msgTypes[3].OneofWrappers = []any{
 		(*Decision_Welcome)(nil),
@@ -2006,14 +2316,15 @@ func file_damselfly_v1_scheduler_proto_init() {
 		(*Decision_Tell)(nil),
 		(*Decision_Refuse)(nil),
 		(*Decision_Pong)(nil),
+		(*Decision_Schedulers)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_damselfly_v1_scheduler_proto_rawDesc), len(file_damselfly_v1_scheduler_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   23,
+			NumEnums:      3,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
