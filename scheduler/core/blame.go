@@ -33,11 +33,11 @@ func (s *State) missed(n *node, by uint64) {
 // avoided is a node that a receiver, or a swarm in search of a reader, leaves
 // out for a time.
 type avoided struct {
-	serial uint64
-	until  Time
-	steps  uint8 // times in a row
-	hard   bool  // more than a holder at its limit: who else has it?
-	bad    bool  // sent bad bytes
+	node  *node
+	until Time
+	steps uint8 // times in a row
+	hard  bool  // more than a holder at its limit: who else has it?
+	bad   bool  // sent bad bytes
 }
 
 // avoid notes node n in list for a time that doubles with each time in a row,
@@ -45,12 +45,12 @@ type avoided struct {
 func (s *State) avoid(list []avoided, n *node, first, most Time) ([]avoided, *avoided) {
 	at := -1
 	for i := range list {
-		if list[i].serial == n.serial {
+		if list[i].node == n {
 			at = i
 		}
 	}
 	if at < 0 {
-		list = append(list, avoided{serial: n.serial})
+		list = append(list, avoided{node: n})
 		at = len(list) - 1
 	}
 	a := &list[at]
@@ -61,12 +61,18 @@ func (s *State) avoid(list []avoided, n *node, first, most Time) ([]avoided, *av
 	return list, a
 }
 
+// holds tells whether the node is left out now; those that do not count as
+// holders anyway need not be.
+func (a *avoided) holds(now Time) bool {
+	return now < a.until && a.node.serial != 0 && !a.node.barred
+}
+
 // pardon has m leave out n no longer, which has served it. One good piece does
 // not make up for a bad one.
 func (s *State) pardon(m *member, n *node) {
 	list := m.rx.avoids
 	for i := range list {
-		if list[i].serial == n.serial && !list[i].bad {
+		if list[i].node == n && !list[i].bad {
 			m.rx.avoids = append(list[:i], list[i+1:]...)
 			s.enqueue(m, true)
 			return
@@ -77,7 +83,7 @@ func (s *State) pardon(m *member, n *node) {
 // avoids tells whether n is left out now.
 func (s *State) avoids(list []avoided, n *node) bool {
 	for i := range list {
-		if list[i].serial == n.serial {
+		if list[i].node == n {
 			return s.now < list[i].until
 		}
 	}
@@ -87,7 +93,7 @@ func (s *State) avoids(list []avoided, n *node) bool {
 // avoidsHard is avoids without those that are only at their limit.
 func (s *State) avoidsHard(list []avoided, n *node) bool {
 	for i := range list {
-		if list[i].serial == n.serial {
+		if list[i].node == n {
 			return list[i].hard && s.now < list[i].until
 		}
 	}

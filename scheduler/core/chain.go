@@ -42,15 +42,13 @@ func (s *State) addLinks(m *member, first int, links []byte) bool {
 	for p := max(first-1, 0); p <= last; p++ {
 		if !b.proved.has(p) && b.chain.Proves(p) {
 			b.proved.set(p)
-			b.fresh.set(p)
+			s.news(b, &b.tally, p)
 			news = true
 		}
 	}
 	if !news {
 		return false
 	}
-	b.stale = false
-	s.mark(b)
 	b.front = b.chain.Front()
 	if !b.chain.Whole() {
 		b.front--

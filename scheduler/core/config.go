@@ -23,9 +23,13 @@ type Config struct {
 	// holder that hands pieces on later. Default 4 pieces and 1 MiB.
 	LeasePieces int
 	LeaseBytes  int64
+	// LeaseRate is how many leases a second the State gives before it makes their
+	// runs longer, up to 64 times, so that a scheduler is never asked to decide more
+	// than it can. Default 40,000.
+	LeaseRate int
 	// SwarmLeases: while many nodes want a blob, its runs are shortened until
 	// the blob makes this many leases, because a flash crowd ends sooner the
-	// finer it is cut. Default 256.
+	// finer it is cut. Default 1024.
 	SwarmLeases int
 	// Window is how many pieces ahead of its reader a node fetches once a blob
 	// is no longer rare, so that its client gets the prefix sooner; until then
@@ -47,6 +51,16 @@ type Config struct {
 	// slow one has sent. Defaults 2 s and 256 KiB/s.
 	LeaseTime Time
 	MinRate   int64
+	// HedgeTime: a lease that takes four times as long as its receiver usually
+	// needs, and this long at least, is hedged: its pieces are leased from another
+	// holder too, and what comes first wins. Half of LeaseTime while the receiver's
+	// rate is unknown. Default 200 ms.
+	HedgeTime Time
+	// NearTime is how long a node with nothing to do waits for a piece that is in
+	// its own rack, zone or region, or about to come there, until it fetches it from
+	// farther away. Longer spares the lines between; shorter spares the node.
+	// Default 100 ms.
+	NearTime Time
 	// DetachedTime is how long a lease still runs when its holder has left the
 	// scheduler; often only the stream broke. Default 2 s.
 	DetachedTime Time
@@ -102,7 +116,7 @@ type Config struct {
 	// wants any more. Default 60 s.
 	IdleTime Time
 	// SweepTime is the period in which lease deadlines are looked at. Default
-	// 200 ms.
+	// 100 ms.
 	SweepTime Time
 
 	// MaxPieces bounds the pieces of all wanted blobs together, and a quarter
@@ -119,14 +133,14 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		UploadSlots: 2, DownloadSlots: 2, MaxSlots: 256,
-		LeasePieces: 4, LeaseBytes: 1 << 20, SwarmLeases: 256, Window: 64, RareCopies: 3, HolderSample: 8,
-		LeaseTime: 2 * Second, MinRate: 256 << 10, DetachedTime: 2 * Second,
+		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 40000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 8,
+		LeaseTime: 2 * Second, HedgeTime: 200 * Millisecond, NearTime: 100 * Millisecond, MinRate: 256 << 10, DetachedTime: 2 * Second,
 		OriginTime: 30 * Second, OriginRate: 64 << 10,
 		HostLeases: 8, OriginAttempts: 6, OriginRefusals: 3,
 		OriginBackoff: 250 * Millisecond, OriginBackoffMax: 10 * Second, MaxPause: 60 * Second,
 		BusyTime: 20 * Millisecond, AvoidTime: Second, Reports: 3, GoneTime: 10 * Second,
 		Strikes: 3, Quarantine: 600 * Second, Failures: 16,
-		TellTime: 300 * Millisecond, IdleTime: 60 * Second, SweepTime: 200 * Millisecond,
+		TellTime: 300 * Millisecond, IdleTime: 60 * Second, SweepTime: 100 * Millisecond,
 		MaxPieces: 8 << 20, MaxHoldings: 64 << 20,
 	}
 }
@@ -138,7 +152,7 @@ func (c *Config) numbers() []number {
 	return []number{
 		count("UploadSlots", &c.UploadSlots, d.UploadSlots), count("DownloadSlots", &c.DownloadSlots, d.DownloadSlots),
 		count("MaxSlots", &c.MaxSlots, d.MaxSlots), count("LeasePieces", &c.LeasePieces, d.LeasePieces),
-		count("SwarmLeases", &c.SwarmLeases, d.SwarmLeases), count("Window", &c.Window, d.Window),
+		count("LeaseRate", &c.LeaseRate, d.LeaseRate), count("SwarmLeases", &c.SwarmLeases, d.SwarmLeases), count("Window", &c.Window, d.Window),
 		count("RareCopies", &c.RareCopies, d.RareCopies), count("HolderSample", &c.HolderSample, d.HolderSample),
 		count("HostLeases", &c.HostLeases, d.HostLeases), count("OriginAttempts", &c.OriginAttempts, d.OriginAttempts),
 		count("OriginRefusals", &c.OriginRefusals, d.OriginRefusals), count("Reports", &c.Reports, d.Reports),
@@ -146,7 +160,7 @@ func (c *Config) numbers() []number {
 		count("MaxPieces", &c.MaxPieces, d.MaxPieces),
 		wide("LeaseBytes", &c.LeaseBytes, d.LeaseBytes), wide("MinRate", &c.MinRate, d.MinRate),
 		wide("OriginRate", &c.OriginRate, d.OriginRate), wide("MaxHoldings", &c.MaxHoldings, d.MaxHoldings),
-		span("LeaseTime", &c.LeaseTime, d.LeaseTime), span("DetachedTime", &c.DetachedTime, d.DetachedTime),
+		span("LeaseTime", &c.LeaseTime, d.LeaseTime), span("HedgeTime", &c.HedgeTime, d.HedgeTime), span("NearTime", &c.NearTime, d.NearTime), span("DetachedTime", &c.DetachedTime, d.DetachedTime),
 		span("OriginTime", &c.OriginTime, d.OriginTime), span("OriginBackoff", &c.OriginBackoff, d.OriginBackoff),
 		span("OriginBackoffMax", &c.OriginBackoffMax, d.OriginBackoffMax), span("MaxPause", &c.MaxPause, d.MaxPause),
 		span("BusyTime", &c.BusyTime, d.BusyTime), span("AvoidTime", &c.AvoidTime, d.AvoidTime),

@@ -40,6 +40,7 @@ type State struct {
 	pieces    int // of all active swarms
 
 	leases  leases
+	pace    pace
 	hosts   map[string]*host
 	timers  timers
 	swept   Time
@@ -61,8 +62,10 @@ type pair struct{ node, swarm int32 }
 // taken as Config documents; values below zero count as zero.
 func New(cfg Config, seed uint64) *State {
 	rng := rand.New(rand.NewPCG(seed, 0x64616d73656c666c))
+	cfg = cfg.withDefaults()
 	return &State{
-		cfg:      cfg.withDefaults(),
+		cfg:      cfg,
+		pace:     pace{most: int(Time(cfg.LeaseRate) * paceWindow / Second), factor: 1},
 		rng:      rng,
 		byID:     map[string]*node{},
 		byDigest: map[blob.Digest]*swarm{},
@@ -154,7 +157,7 @@ func (s *State) Stats() Stats {
 	}
 }
 
-type counters struct{ gone, quarantined, wants, origin int }
+type counters struct{ gone, quarantined, wants, origin, hedged int }
 
 // settle acts on everything that the event changed: origins first, so that
 // peer leases cannot keep a reader's slots from it for ever, then the swarms
@@ -165,7 +168,7 @@ func (s *State) settle() {
 		for len(s.dirty) > 0 {
 			at := 0
 			for i, b := range s.dirty {
-				if b.served < s.dirty[at].served {
+				if u, best := b.urgency(), s.dirty[at].urgency(); u < best || u == best && b.served < s.dirty[at].served {
 					at = i
 				}
 			}
@@ -218,9 +221,7 @@ func (s *State) clean(i int) {
 	b := s.dirty[i]
 	b.dirty = false
 	if b.active != nil {
-		clear(b.fresh)
-		b.stale = true
-		b.cursor = nil
+		b.live = b.live[:0]
 	}
 	s.dirty = append(s.dirty[:i], s.dirty[i+1:]...)
 }

@@ -43,6 +43,7 @@ func (s *State) have(e *Have) {
 	if b.asked == m {
 		s.answered(b, news)
 	}
+	s.cancelBeaten(m)
 	s.after(m)
 }
 
@@ -72,13 +73,16 @@ func (s *State) gain(m *member, p int) {
 	if b.active != nil {
 		if b.reader == m {
 			b.reading.clear(p)
+			for _, l := range b.origins {
+				l.pieces++
+			}
 		}
 		if m.counted {
 			b.hold[p]++
-			b.copies[p]++
+			m.addCopy(p)
 			b.held.set(p)
 			if m.offered {
-				s.gainSpare(b, p)
+				s.gainSpare(m, p)
 			}
 		} else {
 			s.count(m)
@@ -98,7 +102,7 @@ func (s *State) unpend(m *member, p int) {
 	pending := rx.pend.has(p)
 	if pending {
 		rx.pend.clear(p)
-		m.b.copies[p]--
+		s.dropCopy(m, p)
 	}
 	if !rx.wants(p) {
 		return
@@ -130,14 +134,14 @@ func (s *State) gainAll(m *member) {
 func (s *State) fill(m *member) {
 	b := m.b
 	if m.counted {
-		b.full++
+		m.addFull()
 		if m.offered {
-			s.gainFullSpare(b)
+			s.gainFullSpare(m)
 		}
 		for p := range b.n {
-			b.release(p)
+			s.release(m, p)
 			if m.offered {
-				b.loseSpare(p)
+				m.loseSpare(p)
 			}
 		}
 	}

@@ -1,6 +1,10 @@
 package core
 
-import "math/bits"
+import (
+	"fmt"
+	"math/bits"
+	"slices"
+)
 
 // failing is what failing and rapid.T have in common here.
 type failing interface {
@@ -17,10 +21,10 @@ func checkState(t failing, s *State) {
 		if n == nil {
 			continue
 		}
-		if len(n.up)-n.upEnding > n.upMost || len(n.down)-n.downEnding > n.downMost || n.upEnding > n.upMost || n.downEnding > n.downMost {
+		if len(n.up)-n.upFree > n.upMost || len(n.down)-n.downFree > n.downMost || n.upFree > n.upMost || n.downFree > n.downMost {
 			t.Fatalf("%s: %d of %d upload and %d of %d download slots", n.id, len(n.up), n.upSlots, len(n.down), n.downSlots)
 		}
-		if spare := !n.barred && len(n.up)-n.upEnding < s.uploads(n); spare != n.spare {
+		if spare := !n.barred && len(n.up)-n.upFree < s.uploads(n); spare != n.spare {
 			t.Fatalf("%s: spare %v, want %v", n.id, n.spare, spare)
 		}
 		reading := 0
@@ -97,35 +101,22 @@ func checkSwarm(t failing, s *State, b *swarm) {
 
 func checkCounts(t failing, b *swarm) {
 	t.Helper()
-	full, fullSpare, running := 0, 0, 0
-	hold, copies, spare, need := make([]int32, b.n), make([]int32, b.n), make([]int32, b.n), make([]int32, b.n)
+	running := 0
+	hold, need := make([]int32, b.n), make([]int32, b.n)
 	for _, m := range b.members {
 		if counted := m.held > 0 && !m.n.barred; counted != m.counted || m.offered != (counted && m.n.spare) {
 			t.Fatalf("%s: %s counted %v offered %v, want %v %v", b.digest, m.n.id, m.counted, m.offered, counted, counted && m.n.spare)
-		}
-		if m.counted && m.full {
-			full++
-			if m.offered {
-				fullSpare++
-			}
 		}
 		missing, lack := 0, 0
 		for p := range b.n {
 			if m.counted && !m.full && m.has(p) {
 				hold[p]++
-				copies[p]++
-				if m.offered {
-					spare[p]++
-				}
 			}
 			if m.rx == nil {
 				continue
 			}
-			if m.rx.pend.has(p) {
-				copies[p]++
-				if m.has(p) {
-					t.Fatalf("%s: %s has piece %d pending and got", b.digest, m.n.id, p)
-				}
+			if m.rx.pend.has(p) && m.has(p) {
+				t.Fatalf("%s: %s has piece %d pending and got", b.digest, m.n.id, p)
 			}
 			if m.rx.wants(p) && !m.has(p) {
 				missing++
@@ -145,17 +136,70 @@ func checkCounts(t failing, b *swarm) {
 			}
 		}
 	}
-	if full != b.full || fullSpare != b.fullSpare || running != b.running {
-		t.Fatalf("%s: full %d spare %d running %d, counted %d %d %d", b.digest, full, fullSpare, running, b.full, b.fullSpare, b.running)
+	if running != b.running {
+		t.Fatalf("%s: running %d, counted %d", b.digest, running, b.running)
+	}
+	checkTally(t, b, "all", &b.tally, func(place) bool { return true })
+	for at, tally := range b.places {
+		checkTally(t, b, fmt.Sprint(at), tally, func(p place) bool {
+			return p.region == at.region && (at.zone == "" || p.zone == at.zone) && (at.rack == "" || p.rack == at.rack)
+		})
 	}
 	for p := range b.n {
-		if hold[p] != b.hold[p] || copies[p] != b.copies[p] || spare[p] != b.spare[p] || need[p] != b.need[p] ||
-			b.held.has(p) != (hold[p] > 0) || b.avail.has(p) != (spare[p] > 0) || b.needed.has(p) != (need[p] > 0) {
-			t.Fatalf("%s piece %d: hold %d copies %d spare %d need %d, counted %d %d %d %d", b.digest, p,
-				hold[p], copies[p], spare[p], need[p], b.hold[p], b.copies[p], b.spare[p], b.need[p])
+		if hold[p] != b.hold[p] || need[p] != b.need[p] ||
+			b.held.has(p) != (hold[p] > 0) || b.needed.has(p) != (need[p] > 0) {
+			t.Fatalf("%s piece %d: hold %d need %d, counted %d %d", b.digest, p, hold[p], need[p], b.hold[p], b.need[p])
 		}
 		if b.proved.has(p) != b.chain.Proves(p) || p < b.front != (p < b.n && provedUpTo(b, p)) {
 			t.Fatalf("%s piece %d: proved %v front %d", b.digest, p, b.proved.has(p), b.front)
+		}
+	}
+}
+
+// checkTally counts a place of a swarm anew.
+func checkTally(t failing, b *swarm, name string, counted *tally, within func(place) bool) {
+	t.Helper()
+	full, fullSpare, spares := 0, 0, 0
+	copies, spare := make([]int32, b.n), make([]int32, b.n)
+	for _, m := range b.members {
+		if !within(m.n.place) {
+			continue
+		}
+		if m.offered {
+			spares++
+			if i := slices.Index(m.site.levels, counted); i < 0 || counted.spares[m.atSpare[i]] != m {
+				t.Fatalf("%s %s: %s is misplaced among those with a free slot", b.digest, name, m.n.id)
+			}
+		}
+		switch {
+		case m.counted && m.full:
+			full++
+			if m.offered {
+				fullSpare++
+			}
+		case m.counted:
+			for p := range b.n {
+				if m.has(p) {
+					copies[p]++
+					if m.offered {
+						spare[p]++
+					}
+				}
+			}
+		}
+		for p := range b.n {
+			if m.rx != nil && m.rx.pend.has(p) {
+				copies[p]++
+			}
+		}
+	}
+	if full != counted.full || fullSpare != counted.fullSpare || spares != len(counted.spares) {
+		t.Fatalf("%s %s: full %d spare %d of %d, counted %d %d of %d", b.digest, name, full, fullSpare, spares, counted.full, counted.fullSpare, len(counted.spares))
+	}
+	for p := range b.n {
+		if copies[p] != counted.copies[p] || spare[p] != counted.spare[p] ||
+			counted.known.has(p) != (copies[p] > 0) || counted.avail.has(p) != (spare[p] > 0) {
+			t.Fatalf("%s %s piece %d: copies %d spare %d, counted %d %d", b.digest, name, p, copies[p], spare[p], counted.copies[p], counted.spare[p])
 		}
 	}
 }
@@ -173,10 +217,18 @@ func provedUpTo(b *swarm, p int) bool {
 func checkWaiting(t failing, s *State, b *swarm) {
 	t.Helper()
 	queued := 0
-	for m := b.queue.first(); m != nil; m = b.queue.after(m) {
-		queued++
-		if queued > len(b.members) {
-			t.Fatalf("%s: the queue is a circle", b.digest)
+	for _, st := range b.sites {
+		if st.live || !st.stale || len(st.retry) > 0 {
+			t.Fatalf("%s: a site has work left over", b.digest)
+		}
+		for m := st.queue.first(); m != nil; m = st.queue.after(m) {
+			if m.site != st {
+				t.Fatalf("%s: %s is in the queue of another site", b.digest, m.n.id)
+			}
+			queued++
+			if queued > len(b.members) {
+				t.Fatalf("%s: the queue is a circle", b.digest)
+			}
 		}
 	}
 	for _, m := range b.members {
@@ -191,7 +243,9 @@ func checkWaiting(t failing, s *State, b *swarm) {
 		if rx.queued {
 			queued--
 		}
-		if !ready || !rx.queued {
+		// Who avoids somebody, or waits for what is about to come near, is woken by a
+		// timer or by the end of its own lease.
+		if !ready || !rx.queued || rx.picky || len(m.site.levels) > 1 && (rx.leases > 0 || rx.thirst > s.now) {
 			continue
 		}
 		for _, h := range b.members {

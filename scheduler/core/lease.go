@@ -12,9 +12,13 @@ type lease struct {
 	holder *node // nil when the origin is read, or when the holder has left
 	atUp   int32 // places in node.up, node.down
 	atDown int32
-	ending bool // its slots are free again: the rest is on its way
+	// It takes no slot at an end where it does not fill one: the rest is on its way,
+	// or the other end is far slower.
+	freeUp, freeDown bool
+	late             bool // past hedge: its pieces may come from elsewhere too
 
 	since    Time
+	hedge    Time // a point; 0 when it is not hedged
 	deadline Time // a point
 
 	// Origin leases.
@@ -23,6 +27,7 @@ type lease struct {
 	behalf *member // whose want gave the origin
 	ahead  bool    // reads where links are not known yet
 	rescue bool    // for m alone, because it can reach no holder
+	pieces int     // that came since since
 }
 
 // leases keeps running leases in slots. An ID is the slot below a number that
@@ -92,6 +97,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 	l.atDown, l.atUp = int32(len(n.down)), -1
 	n.down = append(n.down, l)
 	rx.leases++
+	rx.thirst = 0
 	b.running++
 	s.served++
 	b.served = s.served
@@ -100,7 +106,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 			continue
 		}
 		rx.pend.set(p)
-		b.copies[p]++
+		m.addCopy(p)
 		if rx.wants(p) {
 			rx.lack--
 			b.needLess(p)
@@ -124,24 +130,17 @@ func (s *State) end(l *lease, cancel bool) {
 		s.decide(Decision{Kind: Cancel, To: n.id, Digest: b.digest, ID: l.id})
 	}
 	again := false
-	for p := l.run.First; p < l.run.End(); p++ {
-		if !rx.pend.has(p) {
-			continue
-		}
-		rx.pend.clear(p)
-		b.copies[p]--
-		if rx.wants(p) && !m.has(p) {
-			rx.lack++
-			b.needMore(p)
-			again = true
-		}
+	if l.late {
+		rx.late--
+	} else {
+		again = s.unbook(m, l.run)
 	}
 	rx.leases--
 	b.running--
 	couldRun := n.canRun()
 	n.down = cutAt(n.down, l.atDown, func(o *lease, i int32) { o.atDown = i })
-	if l.ending {
-		n.downEnding--
+	if l.freeDown {
+		n.downFree--
 	}
 	s.detach(l)
 	if l.host != nil {
@@ -172,26 +171,23 @@ func (s *State) freed(n *node) {
 	s.unpark = s.unpark || n.seed
 }
 
-// ending frees the slots of a lease whose rest is on its way. A node says it of
-// so many leases at most as it has slots, or it could take more than its share of
-// a holder's; and a holder gets so many at most.
-func (s *State) ending(e *Ending) {
-	l := s.leases.find(e.Lease, s.byID[e.Node])
-	if l == nil || l.ending || l.holder == nil {
-		return
+// unbook takes back that leases will bring the pieces of a run, and tells whether
+// m still wants any of them.
+func (s *State) unbook(m *member, run blob.Run) (again bool) {
+	rx := m.rx
+	for p := run.First; p < run.End(); p++ {
+		if !rx.pend.has(p) {
+			continue
+		}
+		rx.pend.clear(p)
+		s.dropCopy(m, p)
+		if rx.wants(p) && !m.has(p) {
+			rx.lack++
+			m.b.needMore(p)
+			again = true
+		}
 	}
-	n, h := l.m.n, l.holder
-	if n.downEnding >= n.downSlots || h.upEnding >= h.upSlots {
-		return
-	}
-	couldRun := n.canRun()
-	l.ending = true
-	n.downEnding++
-	h.upEnding++
-	s.respare(h)
-	if !couldRun {
-		s.freed(n)
-	}
+	return again
 }
 
 // detach frees the holder's upload slot.
@@ -201,20 +197,25 @@ func (s *State) detach(l *lease) {
 		return
 	}
 	l.holder = nil
-	if l.ending {
-		h.upEnding--
+	if l.freeUp {
+		h.upFree--
 	}
 	h.up = cutAt(h.up, l.atUp, func(o *lease, i int32) { o.atUp = i })
 	s.respare(h)
 }
 
-// enqueue puts m among the waiting receivers of its swarm, or takes it out, as
-// is right now. again has it looked at for every piece, because something about
-// m itself has changed.
+// enqueue puts m among the waiting receivers of its site, or takes it out, as is
+// right now. again has it looked at for every piece, because something about m
+// itself has changed.
 func (s *State) enqueue(m *member, again bool) {
-	rx, b := m.rx, m.b
+	rx, st := m.rx, m.site
+	if st == nil {
+		return
+	}
+	q := &st.queue
 	ready := rx.wanting && rx.lack > 0 && m.n.canRun() && s.now >= rx.until
-	if ready && rx.queued && rx.bucket == b.queue.bucketOf(rx.missing) {
+	u := m.urgency()
+	if ready && rx.queued && rx.urgency == u && rx.bucket == q.bucketOf(rx.missing) {
 		if again {
 			s.again(m)
 		}
@@ -222,26 +223,17 @@ func (s *State) enqueue(m *member, again bool) {
 	}
 	again = again || ready && !rx.queued
 	if rx.queued {
-		if b.cursor == m {
-			b.cursor = b.queue.after(m)
+		if st.cursor == m {
+			st.cursor = q.after(m)
 		}
-		b.queue.remove(m)
+		q.remove(m)
 	}
 	if ready {
-		b.queue.push(m)
+		q.push(m, u)
 		if again {
 			s.again(m)
 		}
 	}
-}
-
-// again puts m on the retry list of its swarm.
-func (s *State) again(m *member) {
-	if !m.rx.retry {
-		m.rx.retry = true
-		m.b.retry = append(m.b.retry, m)
-	}
-	s.mark(m.b)
 }
 
 // done ends a lease that brought its whole run.
@@ -255,9 +247,9 @@ func (s *State) done(e *Done) {
 	m.revoked = false
 	if e.Bytes > 0 && e.Time > 0 && l.host == nil {
 		rate := int64(float64(e.Bytes) / float64(e.Time) * float64(Second))
-		n.downRate = smooth(n.downRate, rate)
+		n.downRate = learn(n.downRate, rate)
 		if h != nil {
-			h.upRate = smooth(h.upRate, rate)
+			h.upRate = learn(h.upRate, rate)
 		}
 	}
 	n.expiries = 0
@@ -277,15 +269,21 @@ func (s *State) done(e *Done) {
 		s.gain(m, p)
 	}
 	s.end(l, false)
+	s.cancelBeaten(m)
 	s.after(m)
 }
 
-func smooth(old, rate int64) int64 {
+// learn follows what an end can do: up fast, because a lease can be slow for the
+// other end's sake, and down slowly.
+func learn(old, rate int64) int64 {
 	rate = max(rate, 1)
-	if old == 0 {
+	switch {
+	case old == 0:
 		return rate
+	case rate > old:
+		return old + (rate-old)/2
 	}
-	return old + (rate-old)/4
+	return max(old-(old-rate)/8, 1)
 }
 
 // span is how long a lease of so many bytes from h to n may take.
@@ -307,26 +305,6 @@ func (s *State) span(h, n *node, bytes int64) Time {
 // seconds is how long bytes take at rate bytes per second.
 func seconds(bytes, rate int64) Time {
 	return Time(float64(bytes) / float64(max(rate, 1)) * float64(Second))
-}
-
-// sweep takes back leases that are past their deadline.
-func (s *State) sweep() {
-	s.swept = s.now
-	for _, l := range s.leases.slots {
-		if l.id == 0 || s.now < l.deadline {
-			continue
-		}
-		if l.host != nil {
-			s.originFailed(l, Unreachable, 0, 0, true)
-			continue
-		}
-		// A holder that nobody has got anything from is the likelier cause, and
-		// several that hang must not add up to hours.
-		if h := l.holder; h == nil || h.upRate > 0 {
-			l.m.n.expiries = min(l.m.n.expiries+1, 255-1)
-		}
-		s.holderFailed(l, Unreachable, true)
-	}
 }
 
 // failed ends a lease that its node could not finish.
@@ -358,7 +336,7 @@ func (s *State) holderFailed(l *lease, reason Reason, cancel bool) {
 		s.pause(m, 50*Millisecond)
 	}
 	if h != nil {
-		s.blameHolder(m, by, h, run, reason)
+		s.blameHolder(m, by, h, run, reason, cancel)
 	}
 	if rx.fails >= s.cfg.Failures {
 		s.refuse(m, "too many leases of this blob have failed on this node")
@@ -366,7 +344,7 @@ func (s *State) holderFailed(l *lease, reason Reason, cancel bool) {
 	s.enqueue(m, true)
 }
 
-func (s *State) blameHolder(m *member, by, h *node, run blob.Run, reason Reason) {
+func (s *State) blameHolder(m *member, by, h *node, run blob.Run, reason Reason, hangs bool) {
 	rx := m.rx
 	var a *avoided
 	most := 60 * Second
@@ -385,23 +363,13 @@ func (s *State) blameHolder(m *member, by, h *node, run blob.Run, reason Reason)
 		s.strike(h, by.id)
 	case Unreachable:
 		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.AvoidTime, most)
-		a.hard = a.steps > 1
+		a.hard = a.steps > 1 || hangs && h.upRate == 0
 		s.missed(h, by.serial)
 	default:
 		return
 	}
-	s.setPicky(m, rx.wanting)
+	rx.picky = true
 	s.wakeMember(m, a.until)
-}
-
-func (s *State) setPicky(m *member, picky bool) {
-	switch {
-	case picky && !m.rx.picky:
-		m.b.picky++
-	case !picky && m.rx.picky:
-		m.b.picky--
-	}
-	m.rx.picky = picky
 }
 
 // pause keeps m from leases for a time that doubles with each in a row.

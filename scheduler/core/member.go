@@ -5,15 +5,17 @@ import "math/bits"
 // member is one node in one swarm: what it holds, and, while it wants or reads
 // the blob, its receiving side.
 type member struct {
-	n  *node
-	b  *swarm
-	rx *receiver // nil when it neither wants nor reads
+	n    *node
+	b    *swarm
+	rx   *receiver // nil when it neither wants nor reads
+	site *site     // nil while nobody wants the blob
 
 	have bitset // pieces that it can serve; nil when none, or all (full)
 	held int
 
-	atNode, atSwarm    int32 // places in node.members, swarm.members
-	atServing, atSpare int32 // places in node.serving, swarm.spares; -1 when not there
+	atNode, atSwarm int32            // places in node.members, swarm.members
+	atServing       int32            // place in node.serving; -1 when not there
+	atSpare         [maxLevels]int32 // places in tally.spares of the site's levels, while offered
 
 	full      bool // holds every piece
 	sealed    bool // says that the digest is proven
@@ -31,6 +33,10 @@ type receiver struct {
 	wanted  bitset // nil means all
 	pend    bitset // pieces that a running lease will bring
 	leases  int    // running
+	late    int    // of these, those whose pieces may come from elsewhere
+
+	priority Priority
+	urgent   bitset // nil when no client reads just here
 
 	missing int // wanted and not got
 	lack    int // of these, for which no lease runs
@@ -44,15 +50,28 @@ type receiver struct {
 	pauses uint8
 	fails  int // leases that failed in a row
 	avoids []avoided
-	picky  bool // avoids somebody, and is counted for it
+	picky  bool // avoids somebody
+	poll   Time // when it is looked at again because of that
+	thirst Time // when it may look beyond its own rack for what is about to come there; 0 while it has leases
 
 	atNode, atSwarm int32 // places in node.wants, swarm.wanters
 	next, prev      *member
 	bucket          int
+	urgency         urgency
 	queued, retry   bool
 }
 
 func (m *member) has(p int) bool { return m.full || m.have != nil && m.have.has(p) }
+
+// urgency is how soon m is served.
+func (m *member) urgency() urgency {
+	for w, x := range m.rx.urgent {
+		if x&m.missingWord(w) != 0 {
+			return 0
+		}
+	}
+	return urgency(m.rx.priority) + 1
+}
 
 func (m *member) wanting() bool { return m.rx != nil && m.rx.wanting }
 
@@ -111,6 +130,14 @@ func (s *State) want(e *Want) *member {
 	}
 	s.setOrigin(rx, e.Origin)
 	rx.direct = false
+	rx.priority = min(e.Priority, priorities-1)
+	rx.urgent = nil
+	for p := range pieces(e.Urgent, b.n) {
+		if rx.urgent == nil {
+			rx.urgent = newBitset(b.n)
+		}
+		rx.urgent.set(p)
+	}
 	rx.wanted = nil
 	if len(e.Runs) > 0 {
 		rx.wanted = newBitset(b.n)
@@ -137,7 +164,6 @@ func (s *State) join(m *member) {
 	m.n.wants = append(m.n.wants, m)
 	m.b.wanters = append(m.b.wanters, m)
 	m.n.wantedPieces += m.b.n
-	s.setPicky(m, len(m.rx.avoids) > 0)
 	s.stats.wants++
 }
 
@@ -148,9 +174,8 @@ func (s *State) fulfil(m *member) {
 		return
 	}
 	s.unwish(m)
-	s.setPicky(m, false)
 	rx.wanting = false
-	rx.wanted = nil
+	rx.wanted, rx.urgent = nil, nil
 	s.setOrigin(rx, nil)
 	m.n.wants = cutAt(m.n.wants, rx.atNode, func(o *member, i int32) { o.rx.atNode = i })
 	m.b.wanters = cutAt(m.b.wanters, rx.atSwarm, func(o *member, i int32) { o.rx.atSwarm = i })

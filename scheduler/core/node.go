@@ -6,18 +6,16 @@ type node struct {
 	serial  uint64 // of its attendance; 0 once it has left
 	id      string
 	address string
-	region  string
-	zone    string
-	rack    string
+	place
 	seed    bool
 	atSeeds int32
 
-	upSlots, downSlots   int      // that may be leased now
-	upMost, downMost     int      // that it attended with
-	up, down             []*lease // that read from it; that it runs
-	upEnding, downEnding int      // of these, those that take no slot any more
-	reading              int      // of down, those that read an origin
-	spare                bool     // has a free upload slot, and counts
+	upSlots, downSlots int      // that may be leased now
+	upMost, downMost   int      // that it attended with
+	up, down           []*lease // that read from it; that it runs
+	upFree, downFree   int      // of these, those that take no slot
+	reading            int      // of down, those that read an origin
+	spare              bool     // has a free upload slot, and counts
 
 	members      []*member
 	serving      []*member // counted: what it holds in active swarms
@@ -43,7 +41,7 @@ func (s *State) attend(e *Attend) {
 	s.leave(e.Node)
 	s.serial++
 	n := &node{
-		serial: s.serial, id: e.Node, address: e.Address, region: e.Region, zone: e.Zone, rack: e.Rack, seed: e.Seed,
+		serial: s.serial, id: e.Node, address: e.Address, place: place{e.Region, e.Zone, e.Rack}, seed: e.Seed,
 		upSlots:   s.slots(e.UploadSlots, s.cfg.UploadSlots),
 		downSlots: s.slots(e.DownloadSlots, s.cfg.DownloadSlots),
 	}
@@ -94,7 +92,7 @@ func (s *State) slotsNow(e *Slots) {
 }
 
 // canRun tells whether n has a free download slot.
-func (n *node) canRun() bool { return len(n.down)-n.downEnding < n.downSlots }
+func (n *node) canRun() bool { return len(n.down)-n.downFree < n.downSlots }
 
 // leave forgets a node. Who reads from it goes on for a while: often only its
 // stream to the scheduler broke.
@@ -145,7 +143,7 @@ func (s *State) uploads(n *node) int {
 // respare looks whether n has a free upload slot, and if that changed, offers
 // or withdraws all that it holds.
 func (s *State) respare(n *node) {
-	spare := !n.barred && n.serial != 0 && len(n.up)-n.upEnding < s.uploads(n)
+	spare := !n.barred && n.serial != 0 && len(n.up)-n.upFree < s.uploads(n)
 	if spare == n.spare {
 		return
 	}

@@ -16,6 +16,7 @@ type sourcing struct {
 	attempts int      // origin leases that failed in a row, bringing nothing
 	unfit    []avoided
 	refusals []refusal
+	dripping []drip
 
 	asked      *member // asked for links
 	askedSince Time
@@ -240,11 +241,20 @@ func (s *State) choose(b *swarm) (reader *node, behalf *member, waits bool) {
 		}
 		if r == nil {
 			waits = true
-		} else if behalf == nil || w.rx.order < behalf.rx.order {
+		} else if behalf == nil || b.goesBefore(w, behalf, s.now) {
 			reader, behalf = r, w
 		}
 	}
 	return reader, behalf, waits
+}
+
+// goesBefore tells whether the origin is read on behalf of w rather than of o: the
+// first want first, but after those whose origin is faster.
+func (b *swarm) goesBefore(w, o *member, now Time) bool {
+	if slow, slower := b.drips(w.rx.host, now), b.drips(o.rx.host, now); slow != slower {
+		return !slow
+	}
+	return w.rx.order < o.rx.order
 }
 
 // chooseSeed is the seed that reads b now, nil when all are busy; any tells
@@ -308,4 +318,50 @@ func (s *State) rest(b *swarm) {
 	if b.running == 0 && s.now >= b.idleSince+s.cfg.IdleTime {
 		s.deactivate(b)
 	}
+}
+
+// sweepOrigin gives an origin lease to the next reader when nothing comes, and to
+// another origin, where somebody names one, when next to nothing does.
+func (s *State) sweepOrigin(l *lease) {
+	if s.now >= l.deadline {
+		s.originFailed(l, Unreachable, 0, 0, true)
+		return
+	}
+	if l.rescue || s.now < l.since+slowOrigin {
+		return
+	}
+	b := l.m.b
+	if bytes := int64(l.pieces) * b.layout.PieceLength(); bytes >= s.cfg.OriginRate*int64(slowOrigin/Second) {
+		l.since, l.pieces = s.now, 0
+		return
+	}
+	for _, w := range b.wanters {
+		if h := w.rx.host; h != nil && h != l.host && !b.drips(h, s.now) && !s.closed(h) {
+			b.dripping = append(b.dripping, drip{l.host.name, s.now + s.cfg.Quarantine})
+			s.endReader(b)
+			s.touch(b)
+			return
+		}
+	}
+	l.since, l.pieces = s.now, 0
+}
+
+// slowOrigin is the time in which an origin must have sent what Config.OriginRate
+// says, where there is another.
+const slowOrigin = 10 * Second
+
+// drip is a host that sends next to nothing of a blob.
+type drip struct {
+	host  string
+	until Time
+}
+
+// drips tells whether the host was found to send next to nothing of b.
+func (b *swarm) drips(h *host, now Time) bool {
+	for _, d := range b.dripping {
+		if d.host == h.name && now < d.until {
+			return true
+		}
+	}
+	return false
 }

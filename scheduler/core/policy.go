@@ -2,7 +2,6 @@ package core
 
 import (
 	"math/bits"
-	"slices"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 )
@@ -11,66 +10,118 @@ import (
 // in this package is bookkeeping that lets these three questions be answered
 // from counts. It may be replaced as long as it keeps the promise of serve.
 
-// serve starts at most one lease from a holder in swarm b, for the receiver
-// that misses most. It tells false only when no waiting receiver can get any
-// piece from anybody; that nobody is stuck rests on this.
-//
-// What was available before the event at hand, and to whom, was tried then. So
-// only fresh pieces are tried for everybody, and all pieces for those about
-// whom something changed (retry).
+// serve starts at most one lease from a holder in swarm b, for the receiver that
+// is served first. It tells false only when no waiting receiver can get any piece
+// from anybody; that nobody is stuck rests on this.
 func (s *State) serve(b *swarm) bool {
 	if b.active == nil {
 		return false
 	}
-	if b.cursor == nil {
-		b.cursor = b.queue.first()
+	for len(b.live) > 0 {
+		at := b.foremost()
+		st := b.live[at]
+		if s.serveSite(st) {
+			return true
+		}
+		st.rest()
+		last := len(b.live) - 1
+		b.live[at] = b.live[last]
+		b.live[last] = nil
+		b.live = b.live[:last]
 	}
-	for !b.stale && b.cursor != nil {
-		if !b.anyFresh() {
-			b.stale = true
+	return false
+}
+
+// foremost is the place of the live site whose first receiver goes before those of
+// all others.
+func (b *swarm) foremost() int {
+	best := 0
+	if len(b.live) == 1 {
+		return best
+	}
+	var first *member
+	for i, st := range b.live {
+		m := st.queue.first()
+		if m != nil && (first == nil || m.rx.urgency < first.rx.urgency ||
+			m.rx.urgency == first.rx.urgency && m.rx.missing > first.rx.missing) {
+			best, first = i, m
+		}
+	}
+	return best
+}
+
+// urgency is that of the most urgent receiver that may be served.
+func (b *swarm) urgency() urgency {
+	u := urgencies
+	if b.active == nil {
+		return u
+	}
+	for _, st := range b.live {
+		if m := st.queue.first(); m != nil {
+			u = min(u, m.rx.urgency)
+		}
+	}
+	return u
+}
+
+// serveSite is serve for the receivers of one site.
+//
+// What was within reach before the event at hand, and of whom, was tried then. So
+// only fresh pieces are tried for everybody, and all pieces for those about whom
+// something changed (retry).
+func (s *State) serveSite(st *site) bool {
+	if st.cursor == nil {
+		st.cursor = st.queue.first()
+	}
+	for !st.stale && st.cursor != nil {
+		if !st.anyFresh() {
 			break
 		}
-		m := b.cursor
-		b.cursor = b.queue.after(m)
-		if b.cursor == nil {
-			b.stale = true // everybody has been tried for what was fresh
+		m := st.cursor
+		st.cursor = st.queue.after(m)
+		useful := st.canUseFresh(m)
+		if st.cursor == nil {
+			clear(st.fresh) // everybody has been tried for it
+			st.stale = true
 		}
-		if b.canUseFresh(m) && s.leaseTo(m) {
-			if m.rx.queued {
-				s.again(m)
-			}
+		if useful && s.leaseTo(m) {
 			return true
 		}
 	}
-	for len(b.retry) > 0 {
-		m := b.retry[len(b.retry)-1]
-		b.retry = b.retry[:len(b.retry)-1]
+	if !st.stale {
+		clear(st.fresh)
+		st.stale = true
+	}
+	for len(st.retry) > 0 {
+		m := st.retry[len(st.retry)-1]
+		st.retry = st.retry[:len(st.retry)-1]
 		if m.rx == nil {
 			continue
 		}
 		m.rx.retry = false
 		if m.rx.queued && s.leaseTo(m) {
-			if m.rx.queued {
-				s.again(m)
-			}
 			return true
 		}
 	}
 	return false
 }
 
-func (b *swarm) anyFresh() bool {
-	for w, x := range b.fresh {
-		if x != 0 && x&b.available(w)&b.needed[w] != 0 {
+func (st *site) anyFresh() bool {
+	needed := st.b.needed
+	for w, x := range st.fresh {
+		if x != 0 && x&needed[w]&st.reach(w) != 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (b *swarm) canUseFresh(m *member) bool {
-	for w, x := range b.fresh {
-		if x != 0 && x&b.available(w)&m.missingWord(w) != 0 {
+func (st *site) canUseFresh(m *member) bool {
+	for w, x := range st.fresh {
+		if x == 0 {
+			continue
+		}
+		if x &= m.missingWord(w); x != 0 && x&st.reach(w) != 0 {
 			return true
 		}
 	}
@@ -98,29 +149,74 @@ func (s *State) leaseTo(m *member) bool {
 	l.holder = h.n
 	l.atUp = int32(len(h.n.up))
 	h.n.up = append(h.n.up, l)
+	couldRun := m.n.canRun()
+	s.freeTrickle(l)
 	s.respare(h.n)
-	span := s.span(h.n, m.n, b.layout.Bytes(run))
+	bytes := b.layout.Bytes(run)
+	span := s.span(h.n, m.n, bytes)
 	l.deadline = s.now + span
+	if hedge := s.hedgeTime(m.n, bytes); hedge < span {
+		l.hedge = s.now + hedge
+	}
 	s.decide(Decision{
 		Kind: Lease, To: m.n.id, Digest: b.digest, ID: l.id, Size: b.layout.Size(), Run: run,
 		Holder: Peer{h.n.id, h.n.address}, Deadline: span,
 		FirstLink: run.First, Links: b.chain.Links(run.First, run.Count+1),
 	})
+	switch {
+	case !couldRun:
+		s.freed(m.n)
+	case m.rx.queued:
+		s.again(m)
+	}
 	return true
 }
 
-// candidates collects the pieces that m could get now. It tells false when
-// there is none.
+// candidates collects the pieces that m could get now. It tells false when there
+// is none.
 func (s *State) candidates(m *member, cand bitset) bool {
-	b := m.b
 	var any uint64
-	if !s.avoiding(m) {
-		for w := range cand {
-			cand[w] = b.available(w) & m.missingWord(w)
-			any |= cand[w]
+	if s.avoiding(m) {
+		any = s.picked(m, cand)
+		if any == 0 && s.now >= m.rx.poll {
+			m.rx.poll = s.now + pollTime
+			s.wakeMember(m, m.rx.poll)
 		}
 		return any != 0
 	}
+	st := m.site
+	for w := range cand {
+		cand[w] = st.reach(w) & m.missingWord(w)
+		any |= cand[w]
+	}
+	if any != 0 || len(st.levels) == 1 || m.rx.leases > 0 {
+		return any != 0
+	}
+	// What it misses is to be had far away, and on its way to a place near by, or
+	// there but busy.
+	if s.now < m.rx.thirst {
+		return false
+	}
+	if m.rx.thirst > 0 {
+		for w := range cand {
+			cand[w] = m.b.available(w) & m.b.proved[w] & m.missingWord(w)
+			any |= cand[w]
+		}
+	}
+	if any == 0 {
+		m.rx.thirst = s.now + s.cfg.NearTime
+		s.wakeMember(m, m.rx.thirst)
+	}
+	return any != 0
+}
+
+// pollTime is how often a receiver that avoids some holders is looked at: that
+// somebody else has a piece too is no news to its site.
+const pollTime = 50 * Millisecond
+
+// picked collects the pieces that m can get from those that it does not avoid.
+func (s *State) picked(m *member, cand bitset) (any uint64) {
+	b := m.b
 	clear(cand)
 	for _, h := range b.spares {
 		if s.avoids(m.rx.avoids, h.n) {
@@ -138,36 +234,45 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		cand[w] &= b.proved[w] & m.missingWord(w)
 		any |= cand[w]
 	}
-	return any != 0
+	return any
 }
 
 // avoiding tells whether m leaves out any holder now, and forgets those whose
 // time is long over.
 func (s *State) avoiding(m *member) bool {
+	if !m.rx.picky {
+		return false
+	}
 	any := false
 	keep := m.rx.avoids[:0]
 	for _, a := range m.rx.avoids {
 		if s.now < a.until+120*Second {
 			keep = append(keep, a)
-			any = any || s.now < a.until
+			any = any || a.holds(s.now)
 		}
 	}
 	m.rx.avoids = keep
-	s.setPicky(m, any)
+	m.rx.picky = len(keep) > 0
 	return any
 }
 
 // choosePiece picks the candidate with fewest copies, ties at random: ties by
 // index would make everybody fetch the same piece. When nothing is rare, or
 // nobody else wants the blob, it picks inside a window behind the first piece
-// that m misses, so that its client gets the prefix soon.
+// that m misses, so that its client gets the prefix soon. What a client reads just
+// here comes before all, in order.
 func (s *State) choosePiece(m *member, cand bitset) int {
 	b := m.b
-	fewest, ties := b.fewest(cand, 0, b.n)
-	from, end := 0, b.n
+	for w, x := range m.rx.urgent {
+		if x &= cand[w]; x != 0 {
+			return w<<6 + bits.TrailingZeros64(x)
+		}
+	}
 	if len(b.wanters) == 1 {
 		return cand.next(0)
 	}
+	fewest, ties := b.fewest(cand, 0, b.n)
+	from, end := 0, b.n
 	if int(fewest)+b.full >= s.cfg.RareCopies {
 		from = cand.next(0)
 		end = min(from+s.cfg.Window, b.n)
@@ -206,34 +311,44 @@ func (b *swarm) fewest(cand bitset, from, end int) (fewest int32, ties int) {
 	return fewest, max(ties, 1)
 }
 
-// chooseHolder picks who serves piece p to m: the nearest, then a node before
-// a seed, then the one with most free slots, then the least complete. It
-// compares a bounded number, from a random place on.
+// chooseHolder picks who serves piece p to m among those in the nearest place that
+// can: it compares a bounded number, from a random place on.
 func (s *State) chooseHolder(m *member, p int) *member {
-	b := m.b
+	st := m.site
+	for i := len(st.levels) - 1; i >= 0; i-- {
+		if t := st.levels[i]; t.has(p) {
+			if h := s.sample(m, t.spares, p); h != nil {
+				return h
+			}
+		}
+	}
+	return nil
+}
+
+// sample picks the best of some of the holders of piece p in a list: the fast
+// before the far slower, a node before a seed, then the one with most free slots,
+// then the most complete, which leaves the others to those whom only they can
+// serve.
+func (s *State) sample(m *member, spares []*member, p int) *member {
 	var best *member
 	var bestRank rank
-	found, enough := 0, s.cfg.HolderSample
-	if m.n.region != "" || m.n.zone != "" || m.n.rack != "" {
-		enough *= 8
+	found, start := 0, 0
+	if len(spares) > 1 {
+		start = s.rng.IntN(len(spares))
 	}
-	start := 0
-	if len(b.spares) > 1 {
-		start = s.rng.IntN(len(b.spares))
-	}
-	for i := range b.spares {
+	for i := range spares {
 		at := start + i
-		if at >= len(b.spares) {
-			at -= len(b.spares)
+		if at >= len(spares) {
+			at -= len(spares)
 		}
-		h := b.spares[at]
+		h := spares[at]
 		if !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
 			continue
 		}
 		if r := s.rank(m.n, h); best == nil || r.before(bestRank) {
 			best, bestRank = h, r
 		}
-		if found++; found >= enough || found >= s.cfg.HolderSample && bestRank.far == 0 {
+		if found++; found >= s.cfg.HolderSample {
 			break
 		}
 	}
@@ -241,41 +356,29 @@ func (s *State) chooseHolder(m *member, p int) *member {
 }
 
 // rank orders holders; lower is better, fields before others.
-type rank struct{ far, seed, busy, held int }
+type rank struct{ slow, seed, busy, lacks int }
 
 func (r rank) before(o rank) bool {
 	switch {
-	case r.far != o.far:
-		return r.far < o.far
+	case r.slow != o.slow:
+		return r.slow < o.slow
 	case r.seed != o.seed:
 		return r.seed < o.seed
 	case r.busy != o.busy:
 		return r.busy < o.busy
 	}
-	return r.held < o.held
+	return r.lacks < o.lacks
 }
 
 func (s *State) rank(n *node, h *member) rank {
-	r := rank{far: distance(n, h.n), busy: len(h.n.up) - h.n.upEnding - s.uploads(h.n), held: h.held}
+	r := rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
+	if h.n.upRate > 0 && h.n.upRate < n.downRate/slower {
+		r.slow = 1
+	}
 	if h.n.seed {
 		r.seed = 1
 	}
 	return r
-}
-
-// distance is 0 in the same rack, 1 in the same zone, 2 in the same region, 3
-// elsewhere or where nothing is known. Names of racks count within their zone,
-// those of zones within their region.
-func distance(a, b *node) int {
-	switch {
-	case a.region != b.region || a.region == "" && a.zone == "" && a.rack == "":
-		return 3
-	case a.zone != b.zone || a.zone == "" && a.rack == "":
-		return 2
-	case a.rack != b.rack || a.rack == "":
-		return 1
-	}
-	return 0
 }
 
 // chooseRun extends piece p to a run of consecutive candidates that h holds.
@@ -285,10 +388,10 @@ func (s *State) chooseRun(m *member, h *member, cand bitset, p int) blob.Run {
 	if len(b.wanters) > 4 {
 		most = min(most, b.n/s.cfg.SwarmLeases)
 	}
+	most = max(most, 1) * s.pace.stretch(s.now)
 	if m.n.expiries > 0 {
 		most = 1
 	}
-	most = max(most, 1)
 	group := p - p%most
 	first, end := p, p+1
 	for first > group && cand.has(first-1) && h.has(first-1) {
@@ -298,88 +401,4 @@ func (s *State) chooseRun(m *member, h *member, cand bitset, p int) blob.Run {
 		end++
 	}
 	return blob.Run{First: first, Count: end - first}
-}
-
-// rescue lets m read from the origin what it can get from no holder: all that
-// hold it have failed m repeatedly.
-func (s *State) rescue(m *member) {
-	rx, b := m.rx, m.b
-	if rx.origin == nil || !rx.queued || !s.hardPressed(m) {
-		return
-	}
-	cand := s.cand[:words(b.n)]
-	clear(cand)
-	for _, h := range b.members {
-		if !h.counted || s.avoidsHard(rx.avoids, h.n) {
-			continue
-		}
-		if h.full {
-			return
-		}
-		for w := range cand {
-			cand[w] |= h.have[w]
-		}
-	}
-	for w := range cand {
-		held := b.held[w]
-		if b.full > 0 {
-			held = ^uint64(0)
-		}
-		cand[w] = m.missingWord(w) & b.proved[w] & held &^ cand[w]
-	}
-	first := cand.next(0)
-	if first < 0 {
-		return
-	}
-	if s.closed(rx.host) {
-		s.wakeMember(m, max(rx.host.until, s.now+250*Millisecond))
-		return
-	}
-	run := blob.Run{First: first, Count: 1}
-	most := int(4 * s.cfg.LeaseBytes / b.layout.PieceLength())
-	for p := first + 1; p < b.n && run.Count < most && cand.has(p); p++ {
-		run.Count++
-	}
-	if l := s.startOrigin(m, m, run); l != nil {
-		l.rescue = true
-		s.decideOrigin(l)
-	}
-}
-
-func (s *State) hardPressed(m *member) bool {
-	for _, a := range m.rx.avoids {
-		if a.hard && s.now < a.until {
-			return true
-		}
-	}
-	return false
-}
-
-// rescueFailed ends a lease of rescue: the answer concerns its node alone.
-func (s *State) rescueFailed(l *lease, reason Reason, status int, wait Time, cancel bool) {
-	m, h := l.m, l.host
-	h.refs++
-	defer s.unrefHost(h)
-	s.end(l, cancel)
-	m.rx.fails++
-	switch {
-	case reason == BadPiece || reason == BadDigest:
-		// One node that says so may lie; two show that the links do.
-		b := m.b
-		if !slices.Contains(b.doubts, m.n.id) {
-			b.doubts = append(b.doubts, m.n.id)
-		}
-		if len(b.doubts) > 1 {
-			s.revoke(b, m)
-		} else {
-			s.refuse(m, "the bytes of the origin do not match what the other nodes hold")
-		}
-	case status == 429 || wait > 0:
-		s.pauseHost(h, wait)
-	case reason == OriginError && status >= 400 && status < 500 && status != 408, m.rx.fails >= s.cfg.Failures:
-		s.refuse(m, "no holder of this blob can be reached, and the origin "+reason.because(status))
-	}
-	if m.wanting() {
-		s.pause(m, 500*Millisecond)
-	}
 }

@@ -2,14 +2,24 @@ package core
 
 import "math/bits"
 
-// queue is the receivers of a swarm that could run a lease now, those that miss
-// most pieces first, and among equals the one that waits longest. A node that
-// has just been served queues behind its equals.
+// queue is the receivers of a site that could run a lease now: the most urgent
+// first, of these those that miss most pieces, and among equals the one that
+// waits longest. A node that has just been served queues behind its equals.
 type queue struct {
-	shift      int
-	buckets    [queueBuckets]bucket
-	occupied   [queueBuckets / 64]uint64
-	population int
+	shift  int
+	levels [urgencies]*buckets // made when first used
+}
+
+// urgency is how soon a receiver is served: whose client reads just here, then
+// by the want's priority.
+type urgency uint8
+
+const urgencies = urgency(priorities) + 1
+
+// buckets sort receivers by what they miss.
+type buckets struct {
+	lists    [queueBuckets]bucket
+	occupied [queueBuckets / 64]uint64
 }
 
 type bucket struct{ head, tail *member }
@@ -25,55 +35,62 @@ func (q *queue) init(pieces int) {
 
 func (q *queue) bucketOf(missing int) int { return queueBuckets - 1 - missing>>q.shift }
 
-func (q *queue) push(m *member) {
-	i := q.bucketOf(m.rx.missing)
-	m.rx.bucket = i
+func (q *queue) push(m *member, u urgency) {
+	if q.levels[u] == nil {
+		q.levels[u] = &buckets{}
+	}
+	l, i := q.levels[u], q.bucketOf(m.rx.missing)
+	m.rx.urgency, m.rx.bucket = u, i
 	m.rx.queued = true
-	m.rx.next, m.rx.prev = nil, q.buckets[i].tail
+	m.rx.next, m.rx.prev = nil, l.lists[i].tail
 	if m.rx.prev == nil {
-		q.buckets[i].head = m
-		q.occupied[i>>6] |= 1 << (i & 63)
+		l.lists[i].head = m
+		l.occupied[i>>6] |= 1 << (i & 63)
 	} else {
 		m.rx.prev.rx.next = m
 	}
-	q.buckets[i].tail = m
-	q.population++
+	l.lists[i].tail = m
 }
 
 func (q *queue) remove(m *member) {
-	i := m.rx.bucket
+	l, i := q.levels[m.rx.urgency], m.rx.bucket
 	if m.rx.prev == nil {
-		q.buckets[i].head = m.rx.next
+		l.lists[i].head = m.rx.next
 	} else {
 		m.rx.prev.rx.next = m.rx.next
 	}
 	if m.rx.next == nil {
-		q.buckets[i].tail = m.rx.prev
+		l.lists[i].tail = m.rx.prev
 	} else {
 		m.rx.next.rx.prev = m.rx.prev
 	}
-	if q.buckets[i].head == nil {
-		q.occupied[i>>6] &^= 1 << (i & 63)
+	if l.lists[i].head == nil {
+		l.occupied[i>>6] &^= 1 << (i & 63)
 	}
 	m.rx.next, m.rx.prev, m.rx.queued = nil, nil, false
-	q.population--
 }
 
 // first is the head of the queue, nil when it is empty.
-func (q *queue) first() *member { return q.from(0) }
+func (q *queue) first() *member { return q.from(0, 0) }
 
 // after is the next in the queue behind m.
 func (q *queue) after(m *member) *member {
 	if m.rx.next != nil {
 		return m.rx.next
 	}
-	return q.from(m.rx.bucket + 1)
+	return q.from(m.rx.urgency, m.rx.bucket+1)
 }
 
-func (q *queue) from(i int) *member {
-	for w := i >> 6; w < len(q.occupied); w++ {
-		if x := q.occupied[w] & after(w, i); x != 0 {
-			return q.buckets[w<<6+bits.TrailingZeros64(x)].head
+func (q *queue) from(u urgency, i int) *member {
+	for ; u < urgencies; u, i = u+1, 0 {
+		l := q.levels[u]
+		if l == nil {
+			continue
+		}
+		for w := i >> 6; w < len(l.occupied); w++ {
+			if x := l.occupied[w] & after(w, i); x != 0 {
+				return l.lists[w<<6+bits.TrailingZeros64(x)].head
+			}
 		}
 	}
 	return nil

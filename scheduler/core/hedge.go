@@ -1,0 +1,153 @@
+package core
+
+import "github.com/damselfly-p2p/damselfly/pkg/blob"
+
+// Leases that take too long, and those that need no slot.
+
+// ending frees the slots of a lease whose rest is on its way.
+func (s *State) ending(e *Ending) {
+	l := s.leases.find(e.Lease, s.byID[e.Node])
+	if l == nil || l.holder == nil {
+		return
+	}
+	couldRun := l.m.n.canRun()
+	s.freeSlots(l, true, true)
+	s.respare(l.holder)
+	if !couldRun {
+		s.freed(l.m.n)
+	}
+}
+
+// freeSlots lets a lease run without taking a slot at one end or at both. An end
+// has as many of those as it has slots at most: a node could say that all its
+// leases are ending, and take more than its share of a holder.
+func (s *State) freeSlots(l *lease, up, down bool) {
+	n, h := l.m.n, l.holder
+	if up && !l.freeUp && h.upFree < h.upSlots {
+		l.freeUp = true
+		h.upFree++
+	}
+	if down && !l.freeDown && n.downFree < n.downSlots {
+		l.freeDown = true
+		n.downFree++
+	}
+}
+
+// freeTrickle looks whether the two ends of a new lease are of different speed: at
+// the fast one it takes no slot, because it does not fill one.
+func (s *State) freeTrickle(l *lease) {
+	n, h := l.m.n, l.holder
+	if n.downRate == 0 || h.upRate == 0 {
+		return
+	}
+	s.freeSlots(l, n.downRate < h.upRate/slower, h.upRate < n.downRate/slower)
+}
+
+// slower is how many times slower than the other an end must be.
+const slower = 4
+
+// hedgeTime is when the pieces of a lease are asked for elsewhere too: after four
+// times what its receiver usually needs.
+func (s *State) hedgeTime(n *node, bytes int64) Time {
+	if n.downRate == 0 {
+		return s.cfg.LeaseTime / 2
+	}
+	return max(s.cfg.HedgeTime, 4*seconds(bytes, n.downRate))
+}
+
+// sweep hedges leases that are late, and takes back those that are past their
+// deadline.
+func (s *State) sweep() {
+	s.swept = s.now
+	for _, l := range s.leases.slots {
+		switch {
+		case l.id == 0:
+		case l.host != nil:
+			s.sweepOrigin(l)
+		case s.now >= l.deadline:
+			// A holder that nobody has got anything from is the likelier cause, and
+			// several that hang must not add up to hours.
+			if h := l.holder; h == nil || h.upRate > 0 {
+				l.m.n.expiries = min(l.m.n.expiries+1, 255-1)
+			}
+			s.holderFailed(l, Unreachable, true)
+		case l.hedge > 0 && s.now >= l.hedge && !l.late && l.holder != nil:
+			s.late(l)
+		}
+	}
+}
+
+// late lets the pieces of a slow lease be leased from somebody else while it runs
+// on. What comes first wins; see cancelBeaten.
+func (s *State) late(l *lease) {
+	m, n := l.m, l.m.n
+	if !m.wanting() || !m.b.elsewhere(m, l.run) {
+		return
+	}
+	couldRun := n.canRun()
+	s.freeSlots(l, false, true)
+	if !l.freeDown {
+		return
+	}
+	l.late = true
+	m.rx.late++
+	var a *avoided
+	m.rx.avoids, a = s.avoid(m.rx.avoids, l.holder, s.cfg.AvoidTime, 60*Second)
+	m.rx.picky = true
+	s.wakeMember(m, a.until)
+	s.stats.hedged++
+	if s.unbook(m, l.run) {
+		s.enqueue(m, true)
+	}
+	s.touch(m.b)
+	if !couldRun {
+		s.freed(n)
+	}
+}
+
+// elsewhere tells whether somebody beside the one who sends it now holds a piece of
+// the run that m has not got.
+func (b *swarm) elsewhere(m *member, run blob.Run) bool {
+	for p := run.First; p < run.End(); p++ {
+		if !m.has(p) && int(b.hold[p])+b.full > 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// cancelBeaten ends the leases of m that have nothing left to bring because another
+// for the same pieces was faster.
+func (s *State) cancelBeaten(m *member) {
+	if m.rx == nil || m.rx.late == 0 {
+		return
+	}
+	down := m.n.down
+	for i := len(down) - 1; i >= 0; i-- {
+		if i >= len(m.n.down) {
+			continue
+		}
+		if l := m.n.down[i]; l.m == m && l.host == nil && m.hasAll(l) && (l.late || s.hedges(l)) {
+			s.end(l, true)
+		}
+	}
+}
+
+// hedges tells whether l was given because another lease for the same is late.
+func (s *State) hedges(l *lease) bool {
+	for _, o := range l.m.n.down {
+		if o.m == l.m && o.late && o.run.First < l.run.End() && l.run.First < o.run.End() {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *member) hasAll(l *lease) bool {
+	for p := l.run.First; p < l.run.End(); p++ {
+		if !m.has(p) {
+			return false
+		}
+	}
+	return true
+}
