@@ -20,6 +20,15 @@ func (b bitset) fill(n int) {
 	}
 }
 
+// size is how many pieces are set.
+func (b bitset) size() int {
+	n := 0
+	for _, x := range b {
+		n += bits.OnesCount64(x)
+	}
+	return n
+}
+
 // next is the first set piece at or after i, or -1.
 func (b bitset) next(i int) int {
 	for w := i >> 6; w < len(b); w++ {

@@ -1,10 +1,17 @@
 package core
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Config sets the rules of a State. Zero fields take the default that each
 // names; see DefaultConfig.
 type Config struct {
+	// Policy names one of Policies: how pieces and holders are chosen. All but the
+	// default are there to compare with. Default rarest.
+	Policy string
 	// UploadSlots and DownloadSlots are what a node gets that attends without
 	// saying: how many leases may read from it, and how many it may run, at a
 	// time over all blobs. Two keep a link busy while the next lease is on its
@@ -132,7 +139,7 @@ type Config struct {
 // DefaultConfig returns the documented defaults.
 func DefaultConfig() Config {
 	return Config{
-		UploadSlots: 2, DownloadSlots: 2, MaxSlots: 256,
+		Policy: Policies()[0], UploadSlots: 2, DownloadSlots: 2, MaxSlots: 256,
 		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 40000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 8,
 		LeaseTime: 2 * Second, HedgeTime: 200 * Millisecond, NearTime: 100 * Millisecond, MinRate: 256 << 10, DetachedTime: 2 * Second,
 		OriginTime: 30 * Second, OriginRate: 64 << 10,
@@ -188,8 +195,12 @@ func span(name string, v *Time, def Time) number {
 	return number{name, func() int64 { return int64(*v) }, func() { *v = def }}
 }
 
-// Validate errs on a value below zero; the error names the field.
+// Validate errs on a value below zero and on an unknown policy; the error names the
+// field.
 func (c Config) Validate() error {
+	if c.Policy != "" && !slices.Contains(Policies(), c.Policy) {
+		return fmt.Errorf("Policy is %q: must be one of %s", c.Policy, strings.Join(Policies(), ", "))
+	}
 	if c.ReaderUploadSlots < 0 {
 		return fmt.Errorf("ReaderUploadSlots is %d: must not be below zero", c.ReaderUploadSlots)
 	}
@@ -207,6 +218,9 @@ func (c Config) withDefaults() Config {
 		if f.get() <= 0 {
 			f.fill()
 		}
+	}
+	if c.Policy == "" {
+		c.Policy = Policies()[0]
 	}
 	return c
 }

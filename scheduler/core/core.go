@@ -21,10 +21,11 @@ import (
 // State is everything a scheduler knows. It is soft: a new State learns it
 // again from the nodes. One goroutine at a time may use it.
 type State struct {
-	cfg Config
-	rng *rand.Rand
-	now Time
-	out []Decision
+	cfg    Config
+	policy policy
+	rng    *rand.Rand
+	now    Time
+	out    []Decision
 
 	nodes   []*node // by handle, nil where free
 	freeIDs []int32
@@ -65,6 +66,7 @@ func New(cfg Config, seed uint64) *State {
 	cfg = cfg.withDefaults()
 	return &State{
 		cfg:      cfg,
+		policy:   policyNamed(cfg.Policy),
 		pace:     pace{most: int(Time(cfg.LeaseRate) * paceWindow / Second), factor: 1},
 		rng:      rng,
 		byID:     map[string]*node{},

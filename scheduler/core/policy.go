@@ -6,9 +6,30 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 )
 
-// The policy: who is served next, with which pieces, by which holder. All else
-// in this package is bookkeeping that lets these three questions be answered
-// from counts. It may be replaced as long as it keeps the promise of serve.
+// policy chooses what a receiver gets next and from whom. What it may choose from,
+// whose turn it is and how long a lease is, is not its affair; so whatever it
+// chooses, nobody is stuck. It keeps no state but that of the State it is asked by.
+type policy interface {
+	// piece picks one of the candidates, of which there is one at least: pieces
+	// that m misses and that somebody within its reach could send now.
+	piece(s *State, m *member, cand bitset) int
+	// holder picks who sends piece p to m, nil when there is nobody that m does not
+	// avoid.
+	holder(s *State, m *member, p int) *member
+}
+
+// Policies names those that there are, the default first.
+func Policies() []string { return []string{"rarest", "random", "inorder"} }
+
+func policyNamed(name string) policy {
+	switch name {
+	case "random":
+		return randomPolicy{}
+	case "inorder":
+		return inorderPolicy{}
+	}
+	return rarestPolicy{}
+}
 
 // serve starts at most one lease from a holder in swarm b, for the receiver that
 // is served first. It tells false only when no waiting receiver can get any piece
@@ -136,16 +157,24 @@ func (s *State) leaseTo(m *member) bool {
 		s.rescue(m)
 		return false
 	}
-	p := s.choosePiece(m, cand)
-	h := s.chooseHolder(m, p)
+	length := s.runLength(b)
+	if s.pace.factor > 1 && !s.wholeGroups(m, cand, length) {
+		return false
+	}
+	p := m.urgentPiece(cand)
+	if p < 0 {
+		p = s.policy.piece(s, m, cand)
+	}
+	h := s.policy.holder(s, m, p)
 	if h == nil {
 		return false
 	}
-	run := s.chooseRun(m, h, cand, p)
+	run := s.chooseRun(m, h, cand, p, length)
 	l := s.start(m, run)
 	if l == nil {
 		return false
 	}
+	s.pace.count(s.now)
 	l.holder = h.n
 	l.atUp = int32(len(h.n.up))
 	h.n.up = append(h.n.up, l)
@@ -204,10 +233,18 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		}
 	}
 	if any == 0 {
+		s.thirst(m)
+	}
+	return any != 0
+}
+
+// thirst has m, which has nothing to do but waits for better, looked at after a
+// while: then it takes what there is.
+func (s *State) thirst(m *member) {
+	if s.now >= m.rx.thirst {
 		m.rx.thirst = s.now + s.cfg.NearTime
 		s.wakeMember(m, m.rx.thirst)
 	}
-	return any != 0
 }
 
 // pollTime is how often a receiver that avoids some holders is looked at: that
@@ -256,139 +293,9 @@ func (s *State) avoiding(m *member) bool {
 	return any
 }
 
-// choosePiece picks the candidate with fewest copies, ties at random: ties by
-// index would make everybody fetch the same piece. When nothing is rare, or
-// nobody else wants the blob, it picks inside a window behind the first piece
-// that m misses, so that its client gets the prefix soon. What a client reads just
-// here comes before all, in order.
-func (s *State) choosePiece(m *member, cand bitset) int {
-	b := m.b
-	for w, x := range m.rx.urgent {
-		if x &= cand[w]; x != 0 {
-			return w<<6 + bits.TrailingZeros64(x)
-		}
-	}
-	if len(b.wanters) == 1 {
-		return cand.next(0)
-	}
-	fewest, ties := b.fewest(cand, 0, b.n)
-	from, end := 0, b.n
-	if int(fewest)+b.full >= s.cfg.RareCopies {
-		from = cand.next(0)
-		end = min(from+s.cfg.Window, b.n)
-		fewest, ties = b.fewest(cand, from, end)
-	}
-	skip := s.rng.IntN(ties)
-	for w := from >> 6; w < words(end); w++ {
-		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
-			p := w<<6 + bits.TrailingZeros64(x)
-			if b.copies[p] != fewest {
-				continue
-			}
-			if skip == 0 {
-				return p
-			}
-			skip--
-		}
-	}
-	return cand.next(0)
-}
-
-// fewest is the lowest count of copies among the candidates in [from, end), and
-// how many have it.
-func (b *swarm) fewest(cand bitset, from, end int) (fewest int32, ties int) {
-	fewest = 1<<31 - 1
-	for w := from >> 6; w < words(end); w++ {
-		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
-			switch c := b.copies[w<<6+bits.TrailingZeros64(x)]; {
-			case c < fewest:
-				fewest, ties = c, 1
-			case c == fewest:
-				ties++
-			}
-		}
-	}
-	return fewest, max(ties, 1)
-}
-
-// chooseHolder picks who serves piece p to m among those in the nearest place that
-// can: it compares a bounded number, from a random place on.
-func (s *State) chooseHolder(m *member, p int) *member {
-	st := m.site
-	for i := len(st.levels) - 1; i >= 0; i-- {
-		if t := st.levels[i]; t.has(p) {
-			if h := s.sample(m, t.spares, p); h != nil {
-				return h
-			}
-		}
-	}
-	return nil
-}
-
-// sample picks the best of some of the holders of piece p in a list: the fast
-// before the far slower, a node before a seed, then the one with most free slots,
-// then the most complete, which leaves the others to those whom only they can
-// serve.
-func (s *State) sample(m *member, spares []*member, p int) *member {
-	var best *member
-	var bestRank rank
-	found, start := 0, 0
-	if len(spares) > 1 {
-		start = s.rng.IntN(len(spares))
-	}
-	for i := range spares {
-		at := start + i
-		if at >= len(spares) {
-			at -= len(spares)
-		}
-		h := spares[at]
-		if !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
-			continue
-		}
-		if r := s.rank(m.n, h); best == nil || r.before(bestRank) {
-			best, bestRank = h, r
-		}
-		if found++; found >= s.cfg.HolderSample {
-			break
-		}
-	}
-	return best
-}
-
-// rank orders holders; lower is better, fields before others.
-type rank struct{ slow, seed, busy, lacks int }
-
-func (r rank) before(o rank) bool {
-	switch {
-	case r.slow != o.slow:
-		return r.slow < o.slow
-	case r.seed != o.seed:
-		return r.seed < o.seed
-	case r.busy != o.busy:
-		return r.busy < o.busy
-	}
-	return r.lacks < o.lacks
-}
-
-func (s *State) rank(n *node, h *member) rank {
-	r := rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
-	if h.n.upRate > 0 && h.n.upRate < n.downRate/slower {
-		r.slow = 1
-	}
-	if h.n.seed {
-		r.seed = 1
-	}
-	return r
-}
-
-// chooseRun extends piece p to a run of consecutive candidates that h holds.
-func (s *State) chooseRun(m *member, h *member, cand bitset, p int) blob.Run {
-	b := m.b
-	most := min(int(s.cfg.LeaseBytes/b.layout.PieceLength()), s.cfg.LeasePieces)
-	if len(b.wanters) > 4 {
-		most = min(most, b.n/s.cfg.SwarmLeases)
-	}
-	most = max(most, 1) * s.pace.stretch(s.now)
+// chooseRun extends piece p to a run of consecutive candidates that h holds, inside
+// an aligned group of so many pieces.
+func (s *State) chooseRun(m *member, h *member, cand bitset, p, most int) blob.Run {
 	if m.n.expiries > 0 {
 		most = 1
 	}
@@ -397,8 +304,28 @@ func (s *State) chooseRun(m *member, h *member, cand bitset, p int) blob.Run {
 	for first > group && cand.has(first-1) && h.has(first-1) {
 		first--
 	}
-	for end < min(group+most, b.n) && cand.has(end) && h.has(end) {
+	for end < min(group+most, m.b.n) && cand.has(end) && h.has(end) {
 		end++
 	}
 	return blob.Run{First: first, Count: end - first}
+}
+
+// urgentPiece is the first candidate that a client of m reads just here, or -1.
+func (m *member) urgentPiece(cand bitset) int {
+	for w, x := range m.rx.urgent {
+		if x &= cand[w]; x != 0 {
+			return w<<6 + bits.TrailingZeros64(x)
+		}
+	}
+	return -1
+}
+
+// runLength is how many pieces a lease of b may have now, a power of two.
+func (s *State) runLength(b *swarm) int {
+	most := min(int(s.cfg.LeaseBytes/b.layout.PieceLength()), s.cfg.LeasePieces)
+	if len(b.wanters) > 4 {
+		most = min(most, b.n/s.cfg.SwarmLeases)
+	}
+	most = max(most, 1) * s.pace.factor
+	return 1 << (bits.Len(uint(most)) - 1)
 }

@@ -63,7 +63,7 @@ type recorded struct {
 
 func record(b *testing.B, nodes, pieces int) []recorded {
 	var events []recorded
-	w := crowd(b, nodes, pieces, Config{}, 1)
+	w := crowd(b, nodes, pieces, Config{LeaseRate: 1 << 30}, 1)
 	w.opt.record = func(at Time, e Event) { events = append(events, recorded{at, e}) }
 	w.run(600 * Second)
 	b.Logf("%d nodes, %d pieces: makespan %.3f of the bound, %d leases, %d events", nodes, pieces, w.makespan(pieces), w.leased, w.applied)
@@ -72,7 +72,7 @@ func record(b *testing.B, nodes, pieces int) []recorded {
 
 // BenchmarkApply replays a flash crowd: an operation is one event.
 func BenchmarkApply(b *testing.B) {
-	for _, c := range []struct{ nodes, pieces int }{{100, 256}, {1000, 64}, {1000, 256}, {1000, 1024}} {
+	for _, c := range []struct{ nodes, pieces int }{{100, 256}, {1000, 64}, {1000, 256}, {1000, 1024}, {32, 256}, {64, 64}} {
 		b.Run(fmt.Sprintf("nodes=%d/pieces=%d", c.nodes, c.pieces), func(b *testing.B) {
 			events := record(b, c.nodes, c.pieces)
 			b.ReportAllocs()
@@ -82,7 +82,7 @@ func BenchmarkApply(b *testing.B) {
 			for b.Loop() {
 				if i == 0 {
 					b.StopTimer()
-					s = New(Config{}, 1)
+					s = New(Config{LeaseRate: 1 << 30}, 1)
 					b.StartTimer()
 				}
 				out = s.Apply(events[i].at, events[i].e, out[:0])

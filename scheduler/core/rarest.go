@@ -1,0 +1,126 @@
+package core
+
+import "math/bits"
+
+// rarestPolicy is the default: the piece with fewest copies, from the nearest and
+// idlest holder. DESIGN.md has the figures.
+type rarestPolicy struct{}
+
+// piece picks the candidate with fewest copies, ties at random: ties by
+// index would make everybody fetch the same piece. When nothing is rare, or
+// nobody else wants the blob, it picks inside a window behind the first piece
+// that m misses, so that its client gets the prefix soon.
+func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
+	b := m.b
+	if len(b.wanters) == 1 {
+		return cand.next(0)
+	}
+	fewest, ties := b.fewest(cand, 0, b.n)
+	from, end := 0, b.n
+	if int(fewest)+b.full >= s.cfg.RareCopies {
+		from = cand.next(0)
+		end = min(from+s.cfg.Window, b.n)
+		fewest, ties = b.fewest(cand, from, end)
+	}
+	skip := s.rng.IntN(ties)
+	for w := from >> 6; w < words(end); w++ {
+		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
+			p := w<<6 + bits.TrailingZeros64(x)
+			if b.copies[p] != fewest {
+				continue
+			}
+			if skip == 0 {
+				return p
+			}
+			skip--
+		}
+	}
+	return cand.next(0)
+}
+
+// fewest is the lowest count of copies among the candidates in [from, end), and
+// how many have it.
+func (b *swarm) fewest(cand bitset, from, end int) (fewest int32, ties int) {
+	fewest = 1<<31 - 1
+	for w := from >> 6; w < words(end); w++ {
+		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
+			switch c := b.copies[w<<6+bits.TrailingZeros64(x)]; {
+			case c < fewest:
+				fewest, ties = c, 1
+			case c == fewest:
+				ties++
+			}
+		}
+	}
+	return fewest, max(ties, 1)
+}
+
+// holder picks who serves piece p to m among those in the nearest place that
+// can: it compares a bounded number, from a random place on.
+func (rarestPolicy) holder(s *State, m *member, p int) *member {
+	st := m.site
+	for i := len(st.levels) - 1; i >= 0; i-- {
+		if t := st.levels[i]; t.has(p) {
+			if h := s.sample(m, t.spares, p); h != nil {
+				return h
+			}
+		}
+	}
+	return nil
+}
+
+// sample picks the best of some of the holders of piece p in a list: the fast
+// before the far slower, a node before a seed, then the one with most free slots,
+// then the most complete, which leaves the others to those whom only they can
+// serve.
+func (s *State) sample(m *member, spares []*member, p int) *member {
+	var best *member
+	var bestRank rank
+	found, start := 0, 0
+	if len(spares) > 1 {
+		start = s.rng.IntN(len(spares))
+	}
+	for i := range spares {
+		at := start + i
+		if at >= len(spares) {
+			at -= len(spares)
+		}
+		h := spares[at]
+		if !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
+			continue
+		}
+		if r := s.rank(m.n, h); best == nil || r.before(bestRank) {
+			best, bestRank = h, r
+		}
+		if found++; found >= s.cfg.HolderSample {
+			break
+		}
+	}
+	return best
+}
+
+// rank orders holders; lower is better, fields before others.
+type rank struct{ slow, seed, busy, lacks int }
+
+func (r rank) before(o rank) bool {
+	switch {
+	case r.slow != o.slow:
+		return r.slow < o.slow
+	case r.seed != o.seed:
+		return r.seed < o.seed
+	case r.busy != o.busy:
+		return r.busy < o.busy
+	}
+	return r.lacks < o.lacks
+}
+
+func (s *State) rank(n *node, h *member) rank {
+	r := rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
+	if h.n.upRate > 0 && h.n.upRate < n.downRate/slower {
+		r.slow = 1
+	}
+	if h.n.seed {
+		r.seed = 1
+	}
+	return r
+}
