@@ -42,7 +42,7 @@ func (s *State) addLinks(m *member, first int, links []byte) bool {
 	for p := max(first-1, 0); p <= last; p++ {
 		if !b.proved.has(p) && b.chain.Proves(p) {
 			b.proved.set(p)
-			s.news(b, &b.tally, p)
+			s.news(b, b.seeds, p)
 			news = true
 		}
 	}
@@ -124,7 +124,7 @@ func (s *State) mute(b *swarm) {
 
 func (b *swarm) holdsUnproved() bool {
 	for w := range b.held {
-		if b.held[w]&^b.proved[w] != 0 || b.full > 0 && b.proved[w] != ones(w, b.n) {
+		if b.held[w]&^b.proved[w] != 0 || b.whole() > 0 && b.proved[w] != ones(w, b.n) {
 			return true
 		}
 	}

@@ -197,6 +197,9 @@ func (s *State) seekOrigins() {
 		if b.active != nil {
 			s.seek(b)
 		}
+		if b.active != nil {
+			s.ration(b)
+		}
 	}
 	s.touched = s.touched[:0]
 }

@@ -138,10 +138,11 @@ func checkCounts(t failing, b *swarm) {
 	if running != b.running {
 		t.Fatalf("%s: running %d, counted %d", b.digest, running, b.running)
 	}
-	checkTally(t, b, "all", &b.tally, func(place) bool { return true })
+	checkTally(t, b, "nodes", b.nodes, func(n *node) bool { return !n.seed })
+	checkTally(t, b, "seeds", b.seeds, func(n *node) bool { return n.seed })
 	for at, tally := range b.places {
-		checkTally(t, b, fmt.Sprint(at), tally, func(p place) bool {
-			return p.region == at.region && (at.zone == "" || p.zone == at.zone) && (at.rack == "" || p.rack == at.rack)
+		checkTally(t, b, fmt.Sprint(at), tally, func(n *node) bool {
+			return !n.seed && n.region == at.region && (at.zone == "" || n.zone == at.zone) && (at.rack == "" || n.rack == at.rack)
 		})
 	}
 	for p := range b.n {
@@ -156,17 +157,17 @@ func checkCounts(t failing, b *swarm) {
 }
 
 // checkTally counts a place of a swarm anew.
-func checkTally(t failing, b *swarm, name string, counted *tally, within func(place) bool) {
+func checkTally(t failing, b *swarm, name string, counted *tally, within func(*node) bool) {
 	t.Helper()
 	full, fullSpare, spares := 0, 0, 0
 	copies, spare := make([]int32, b.n), make([]int32, b.n)
 	for _, m := range b.members {
-		if !within(m.n.place) {
+		if !within(m.n) {
 			continue
 		}
 		if m.offered {
 			spares++
-			if i := slices.Index(m.site.levels, counted); i < 0 || counted.spares[m.atSpare[i]] != m {
+			if i := slices.Index(m.tallies, counted); i < 0 || counted.spares[m.atSpare[i]] != m {
 				t.Fatalf("%s %s: %s is misplaced among those with a free slot", b.digest, name, m.n.id)
 			}
 		}
@@ -244,7 +245,7 @@ func checkWaiting(t failing, s *State, b *swarm) {
 		}
 		// Who avoids somebody, or waits for what is about to come near, is woken by a
 		// timer or by the end of its own lease.
-		if !ready || !rx.queued || rx.picky || (len(m.site.levels) > 1 || s.pace.factor > 1) && (rx.leases > 0 || rx.thirst > s.now) {
+		if !ready || !rx.queued || rx.picky || (len(m.site.levels) > 1 || s.pace.factor > 1 || b.scarce) && (rx.leases > 0 || rx.thirst > s.now) {
 			continue
 		}
 		for _, h := range b.members {
@@ -253,7 +254,7 @@ func checkWaiting(t failing, s *State, b *swarm) {
 			}
 			for p := range b.n {
 				if rx.wants(p) && !m.has(p) && !rx.pend.has(p) && h.has(p) && b.chain.Proves(p) {
-					t.Fatalf("%s: %s waits for piece %d, which %s could serve now", b.digest, m.n.id, p, h.n.id)
+					t.Fatalf("%s: %s waits for piece %d, which %s could serve now (scarce %v, leases %d, thirst %d at %d)", b.digest, m.n.id, p, h.n.id, b.scarce, rx.leases, rx.thirst, s.now)
 				}
 			}
 		}
@@ -276,4 +277,4 @@ func checkWaiting(t failing, s *State, b *swarm) {
 }
 
 // holds tells whether a counted member holds piece p.
-func (b *swarm) holds(p int) bool { return b.full > 0 || b.held.has(p) }
+func (b *swarm) holds(p int) bool { return b.whole() > 0 || b.held.has(p) }

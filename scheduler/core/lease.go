@@ -112,7 +112,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 			b.needLess(p)
 		}
 	}
-	s.enqueue(m, false)
+	s.requeue(m)
 	if !n.canRun() {
 		for _, w := range n.wants {
 			s.enqueue(w, false)
@@ -148,8 +148,8 @@ func (s *State) end(l *lease, cancel bool) {
 	}
 	s.leases.drop(l)
 	s.touch(b)
-	if again {
-		s.enqueue(m, true)
+	if again || rx.leases == 0 && rx.queued {
+		s.enqueue(m, true) // with nothing to do, it may look farther
 	}
 	if !couldRun {
 		s.freed(n)
@@ -234,6 +234,18 @@ func (s *State) enqueue(m *member, again bool) {
 			s.again(m)
 		}
 	}
+}
+
+// requeue has m, which has just been served, wait behind its equals.
+func (s *State) requeue(m *member) {
+	if m.rx.queued {
+		if m.site.cursor == m {
+			m.site.cursor = m.site.queue.after(m)
+		}
+		m.site.queue.remove(m)
+		m.site.queue.push(m, m.rx.urgency)
+	}
+	s.enqueue(m, false)
 }
 
 // done ends a lease that brought its whole run.

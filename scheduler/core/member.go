@@ -5,10 +5,11 @@ import "math/bits"
 // member is one node in one swarm: what it holds, and, while it wants or reads
 // the blob, its receiving side.
 type member struct {
-	n    *node
-	b    *swarm
-	rx   *receiver // nil when it neither wants nor reads
-	site *site     // nil while nobody wants the blob
+	n       *node
+	b       *swarm
+	rx      *receiver // nil when it neither wants nor reads
+	site    *site     // nil while nobody wants the blob
+	tallies []*tally  // where it is counted
 
 	have bitset // pieces that it can serve; nil when none, or all (full)
 	held int

@@ -96,7 +96,7 @@ func (b *swarm) unproved() int {
 // hole is the first run of pieces from place from on that are needed and
 // proved, but that nobody holds or reads.
 func (b *swarm) hole(from int) blob.Run {
-	if b.full > 0 {
+	if b.whole() > 0 {
 		return blob.Run{}
 	}
 	lost := func(p int) bool {

@@ -38,6 +38,7 @@ func (s *State) serve(b *swarm) bool {
 	if b.active == nil {
 		return false
 	}
+	s.ration(b)
 	for len(b.live) > 0 {
 		at := b.foremost()
 		st := b.live[at]
@@ -218,17 +219,17 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		cand[w] = st.reach(w) & m.missingWord(w)
 		any |= cand[w]
 	}
-	if any != 0 || len(st.levels) == 1 || m.rx.leases > 0 {
+	if any != 0 || len(st.levels) == 1 && !m.b.scarce || m.rx.leases > 0 {
 		return any != 0
 	}
-	// What it misses is to be had far away, and on its way to a place near by, or
-	// there but busy.
+	// What it misses is to be had from a seed or far away, and is near by but busy,
+	// or on its way there.
 	if s.now < m.rx.thirst {
 		return false
 	}
 	if m.rx.thirst > 0 {
 		for w := range cand {
-			cand[w] = m.b.available(w) & m.b.proved[w] & m.missingWord(w)
+			cand[w] = m.b.anywhere(w) & m.missingWord(w)
 			any |= cand[w]
 		}
 	}
@@ -255,15 +256,17 @@ const pollTime = 50 * Millisecond
 func (s *State) picked(m *member, cand bitset) (any uint64) {
 	b := m.b
 	clear(cand)
-	for _, h := range b.spares {
-		if s.avoids(m.rx.avoids, h.n) {
-			continue
-		}
-		for w := range cand {
-			if h.full {
-				cand[w] = ^uint64(0)
-			} else {
-				cand[w] |= h.have[w]
+	for _, spares := range [...][]*member{b.nodes.spares, b.seeds.spares} {
+		for _, h := range spares {
+			if s.avoids(m.rx.avoids, h.n) {
+				continue
+			}
+			for w := range cand {
+				if h.full {
+					cand[w] = ^uint64(0)
+				} else {
+					cand[w] |= h.have[w]
+				}
 			}
 		}
 	}

@@ -17,7 +17,7 @@ func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 	}
 	fewest, ties := b.fewest(cand, 0, b.n)
 	from, end := 0, b.n
-	if int(fewest)+b.full >= s.cfg.RareCopies {
+	if int(fewest)+b.nodes.full >= s.cfg.RareCopies {
 		from = cand.next(0)
 		end = min(from+s.cfg.Window, b.n)
 		fewest, ties = b.fewest(cand, from, end)
@@ -26,7 +26,7 @@ func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 	for w := from >> 6; w < words(end); w++ {
 		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
 			p := w<<6 + bits.TrailingZeros64(x)
-			if b.copies[p] != fewest {
+			if b.nodes.copies[p] != fewest {
 				continue
 			}
 			if skip == 0 {
@@ -44,7 +44,7 @@ func (b *swarm) fewest(cand bitset, from, end int) (fewest int32, ties int) {
 	fewest = 1<<31 - 1
 	for w := from >> 6; w < words(end); w++ {
 		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
-			switch c := b.copies[w<<6+bits.TrailingZeros64(x)]; {
+			switch c := b.nodes.copies[w<<6+bits.TrailingZeros64(x)]; {
 			case c < fewest:
 				fewest, ties = c, 1
 			case c == fewest:
@@ -55,8 +55,8 @@ func (b *swarm) fewest(cand bitset, from, end int) (fewest int32, ties int) {
 	return fewest, max(ties, 1)
 }
 
-// holder picks who serves piece p to m among those in the nearest place that
-// can: it compares a bounded number, from a random place on.
+// holder picks who serves piece p to m among those in the nearest place that can,
+// seeds last: it compares a bounded number, from a random place on.
 func (rarestPolicy) holder(s *State, m *member, p int) *member {
 	st := m.site
 	for i := len(st.levels) - 1; i >= 0; i-- {
@@ -66,13 +66,12 @@ func (rarestPolicy) holder(s *State, m *member, p int) *member {
 			}
 		}
 	}
-	return nil
+	return s.sample(m, m.b.seeds.spares, p)
 }
 
 // sample picks the best of some of the holders of piece p in a list: the fast
-// before the far slower, a node before a seed, then the one with most free slots,
-// then the most complete, which leaves the others to those whom only they can
-// serve.
+// before the far slower, then the one with most free slots, then the most complete,
+// which leaves the others to those whom only they can serve.
 func (s *State) sample(m *member, spares []*member, p int) *member {
 	var best *member
 	var bestRank rank
@@ -100,14 +99,12 @@ func (s *State) sample(m *member, spares []*member, p int) *member {
 }
 
 // rank orders holders; lower is better, fields before others.
-type rank struct{ slow, seed, busy, lacks int }
+type rank struct{ slow, busy, lacks int }
 
 func (r rank) before(o rank) bool {
 	switch {
 	case r.slow != o.slow:
 		return r.slow < o.slow
-	case r.seed != o.seed:
-		return r.seed < o.seed
 	case r.busy != o.busy:
 		return r.busy < o.busy
 	}
@@ -118,9 +115,6 @@ func (s *State) rank(n *node, h *member) rank {
 	r := rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
 	if h.n.upRate > 0 && h.n.upRate < n.downRate/slower {
 		r.slow = 1
-	}
-	if h.n.seed {
-		r.seed = 1
 	}
 	return r
 }

@@ -28,7 +28,7 @@ func (s *State) rescue(m *member) {
 	}
 	for w := range cand {
 		held := b.held[w]
-		if b.full > 0 {
+		if b.whole() > 0 {
 			held = ^uint64(0)
 		}
 		cand[w] = m.missingWord(w) & b.proved[w] & held &^ cand[w]

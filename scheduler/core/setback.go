@@ -120,7 +120,7 @@ func (s *State) refuseNeedy(b *swarm, reason string) {
 		m := b.wanters[i]
 		for w := range b.needed {
 			served := b.proved[w]
-			if b.full == 0 {
+			if b.whole() == 0 {
 				served &= b.held[w]
 			}
 			if m.missingWord(w)&^served != 0 {

@@ -4,7 +4,7 @@ package core
 // of them that wait. Members that name no place stand in one site too.
 type site struct {
 	b      *swarm
-	levels []*tally // of the swarm, the region, the zone, the rack; without those that have no name
+	levels []*tally // of all nodes, the region, the zone, the rack; without those that have no name
 
 	queue  queue
 	fresh  bitset    // pieces that came within reach since the event at hand
@@ -14,7 +14,7 @@ type site struct {
 	live   bool      // on active.live
 }
 
-// maxLevels is the swarm, a region, a zone and a rack.
+// maxLevels is all nodes, a region, a zone and a rack.
 const maxLevels = 4
 
 // place is where a node stands. Names of racks count within their zone, those of
@@ -33,7 +33,7 @@ func (b *swarm) siteOf(at place) *site {
 	if at != (place{}) && len(b.places)*b.n > maxSitePieces {
 		return b.siteOf(place{})
 	}
-	st := &site{b: b, levels: []*tally{&b.tally}, fresh: newBitset(b.n), stale: true}
+	st := &site{b: b, levels: []*tally{b.nodes}, fresh: newBitset(b.n), stale: true}
 	st.queue.init(b.n)
 	upTo := place{}
 	for i, name := range [...]string{at.region, at.zone, at.rack} {
@@ -58,33 +58,73 @@ func (b *swarm) siteOf(at place) *site {
 	for _, t := range st.levels {
 		t.sites = append(t.sites, st)
 	}
+	b.seeds.sites = append(b.seeds.sites, st)
 	b.sites[at] = st
 	return st
 }
 
+// settle puts m into its site, and says where it is counted.
+func (b *swarm) settle(m *member) {
+	m.site = b.siteOf(m.n.place)
+	m.tallies = m.site.levels
+	if m.n.seed {
+		m.tallies = b.ofSeeds
+	}
+}
+
 // reach is word w of the pieces that a member of the site could get now: from its
 // own rack, zone or region; and from beyond what nobody there has or is about to
-// get, so that each piece crosses a border once.
+// get, so that each piece crosses a border once. Seeds stand beyond all nodes, as
+// long as there are pieces that only they can bring in: each is sent once before
+// any is sent twice.
 func (st *site) reach(w int) uint64 {
 	open := st.b.proved[w]
 	got := uint64(0)
-	for i := len(st.levels) - 1; i > 0; i-- {
+	for i := len(st.levels) - 1; i >= 0; i-- {
 		t := st.levels[i]
 		got |= t.available(w) & open
-		open &^= t.taken(w)
-	}
-	return got | st.levels[0].available(w)&open
-}
-
-// source is the nearest level that piece p can be got from; nil when there is
-// none.
-func (st *site) source(p int) *tally {
-	for i := len(st.levels) - 1; i >= 0; i-- {
-		if st.levels[i].has(p) {
-			return st.levels[i]
+		if i > 0 || st.b.scarce {
+			open &^= t.taken(w)
 		}
 	}
-	return nil
+	return got | st.b.seeds.available(w)&open
+}
+
+// anywhere is word w of the pieces that somebody could send now.
+func (b *swarm) anywhere(w int) uint64 {
+	return (b.nodes.available(w) | b.seeds.available(w)) & b.proved[w]
+}
+
+// ration looks whether there are needed pieces that no node has or is about to get.
+// When there are none left, what seeds hold comes within reach of everybody; when
+// there are some, it leaves it.
+func (s *State) ration(b *swarm) {
+	scarce := false
+	for w, x := range b.needed {
+		if x&^b.nodes.taken(w) != 0 {
+			scarce = true
+			break
+		}
+	}
+	was := b.scarce
+	b.scarce = scarce
+	if was == scarce {
+		return
+	}
+	for _, st := range b.seeds.sites {
+		if was {
+			for w := range st.fresh {
+				st.fresh[w] |= ones(w, b.n) & b.seeds.available(w)
+			}
+			s.stir(st)
+			continue
+		}
+		for m := st.queue.first(); m != nil; m = st.queue.after(m) {
+			if m.rx.leases == 0 {
+				s.again(m) // it may wait for a seed, but not for ever
+			}
+		}
+	}
 }
 
 // news notes that piece p may have come within reach of those who stand in t.

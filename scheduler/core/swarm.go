@@ -30,10 +30,12 @@ type active struct {
 	front  int    // pieces before it are proved by links that join to link 0
 	proved bitset // pieces whose links are known
 
-	tally                   // of all members
-	places map[place]*tally // of those that stand in a region, a zone of it, a rack of that
-	sites  map[place]*site
-	live   []*site // somebody in them may be served
+	nodes, seeds *tally
+	ofSeeds      []*tally         // seeds alone
+	places       map[place]*tally // of nodes that stand in a region, a zone of it, a rack of that
+	scarce       bool             // there are pieces that only seeds can bring in
+	sites        map[place]*site
+	live         []*site // somebody in them may be served
 
 	hold, need   []int32 // holders; members that want the piece, have not got it, and have no lease for it
 	held, needed bitset  // where these are above zero
@@ -81,7 +83,7 @@ func (s *State) enter(n *node, d blob.Digest, size int64) *member {
 	}
 	m := &member{n: n, b: b, atNode: int32(len(n.members)), atSwarm: int32(len(b.members)), atServing: -1}
 	if b.active != nil {
-		m.site = b.siteOf(n.place)
+		b.settle(m)
 	}
 	n.cost += cost
 	n.members = append(n.members, m)
@@ -142,10 +144,11 @@ func (s *State) activate(b *swarm) {
 	sets := make(bitset, 4*words(b.n))
 	take := func() (t bitset) { t, sets = sets[:words(b.n):words(b.n)], sets[words(b.n):]; return t }
 	b.active = &active{
-		tally: *newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
+		nodes: newTally(b.n), seeds: newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
 		hold: counts[:b.n:b.n], need: counts[b.n:],
 		proved: take(), held: take(), needed: take(), reading: take(),
 	}
+	b.ofSeeds = []*tally{b.seeds}
 	b.forgetLinks()
 	s.pieces += b.n
 	if len(s.cand) < words(b.n) {
@@ -153,7 +156,7 @@ func (s *State) activate(b *swarm) {
 	}
 	for _, m := range b.members {
 		m.publishes, m.asked = false, false
-		m.site = b.siteOf(m.n.place)
+		b.settle(m)
 		s.count(m)
 	}
 }
@@ -165,12 +168,15 @@ func (s *State) deactivate(b *swarm) {
 	}
 	for _, m := range b.members {
 		s.uncount(m)
-		m.site = nil
+		m.site, m.tallies = nil, nil
 	}
 	s.forgetParked(b)
 	s.pieces -= b.n
 	b.active = nil
 }
+
+// whole is how many members hold every piece.
+func (b *swarm) whole() int { return b.nodes.full + b.seeds.full }
 
 // needMore and needLess keep the count of those who need piece p.
 func (b *swarm) needMore(p int) {

@@ -3,8 +3,8 @@ package core
 import "math/bits"
 
 // tally counts, piece by piece, what the members of a swarm in one place hold
-// and could serve. A swarm has one for all its members, and one for each region,
-// zone and rack that they name.
+// and could serve. A swarm has one for its nodes, one for each region, zone and
+// rack that they name, and one for its seeds.
 //
 // Members that hold every piece are counted in full and fullSpare, all others
 // piece by piece; so copies of piece p are copies[p]+full.
@@ -13,7 +13,7 @@ type tally struct {
 	known, avail    bitset  // where these are above zero
 	full, fullSpare int
 	spares          []*member // counted holders with a free upload slot
-	sites           []*site   // within it
+	sites           []*site   // whose receivers look here
 }
 
 func newTally(n int) *tally {
@@ -46,7 +46,7 @@ func (t *tally) has(p int) bool { return t.fullSpare > 0 || t.avail.has(p) }
 
 // addCopy counts one more holder of piece p, or one more lease for it.
 func (m *member) addCopy(p int) {
-	for _, t := range m.site.levels {
+	for _, t := range m.tallies {
 		if t.copies[p]++; t.copies[p] == 1 {
 			t.known.set(p)
 		}
@@ -56,12 +56,12 @@ func (m *member) addCopy(p int) {
 // dropCopy takes one away. A place that has no copy left may fetch the piece from
 // farther away again.
 func (s *State) dropCopy(m *member, p int) {
-	for i, t := range m.site.levels {
+	for _, t := range m.tallies {
 		if t.copies[p]--; t.copies[p] > 0 {
 			continue
 		}
 		t.known.clear(p)
-		if i > 0 && t.full == 0 {
+		if t.full == 0 {
 			s.news(m.b, t, p)
 		}
 	}
@@ -69,7 +69,7 @@ func (s *State) dropCopy(m *member, p int) {
 
 // gainSpare counts one more member that could serve piece p now.
 func (s *State) gainSpare(m *member, p int) {
-	for _, t := range m.site.levels {
+	for _, t := range m.tallies {
 		if t.spare[p]++; t.spare[p] > 1 {
 			continue
 		}
@@ -81,7 +81,7 @@ func (s *State) gainSpare(m *member, p int) {
 }
 
 func (m *member) loseSpare(p int) {
-	for _, t := range m.site.levels {
+	for _, t := range m.tallies {
 		if t.spare[p]--; t.spare[p] == 0 {
 			t.avail.clear(p)
 		}
@@ -90,7 +90,7 @@ func (m *member) loseSpare(p int) {
 
 // gainFullSpare counts one more member that could serve every piece.
 func (s *State) gainFullSpare(m *member) {
-	for _, t := range m.site.levels {
+	for _, t := range m.tallies {
 		if t.fullSpare++; t.fullSpare > 1 {
 			continue
 		}
@@ -105,14 +105,14 @@ func (s *State) gainFullSpare(m *member) {
 
 // addFull and dropFull count members that hold every piece.
 func (m *member) addFull() {
-	for _, t := range m.site.levels {
+	for _, t := range m.tallies {
 		t.full++
 	}
 }
 
 func (s *State) dropFull(m *member) {
-	for i, t := range m.site.levels {
-		if t.full--; t.full > 0 || i == 0 {
+	for _, t := range m.tallies {
+		if t.full--; t.full > 0 {
 			continue
 		}
 		for _, at := range t.sites {
@@ -131,7 +131,7 @@ func (s *State) offer(m *member) {
 		return
 	}
 	m.offered = true
-	for i, t := range m.site.levels {
+	for i, t := range m.tallies {
 		m.atSpare[i] = int32(len(t.spares))
 		t.spares = append(t.spares, m)
 	}
@@ -151,7 +151,7 @@ func (s *State) withdraw(m *member) {
 		return
 	}
 	m.offered = false
-	for i, t := range m.site.levels {
+	for i, t := range m.tallies {
 		t.spares = cutAt(t.spares, m.atSpare[i], func(o *member, at int32) { o.atSpare[i] = at })
 		if m.full {
 			t.fullSpare--
