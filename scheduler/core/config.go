@@ -42,8 +42,7 @@ type Config struct {
 	// is no longer rare, so that its client gets the prefix sooner; until then
 	// the whole blob counts. Default 64.
 	Window int
-	// RareCopies: a blob is rare until every piece that a node could get has
-	// this many copies, held or on their way. Default 3.
+	// RareCopies: a blob is rare until so many nodes hold all of it. Default 3.
 	RareCopies int
 	// HolderSample is how many possible holders of a piece are compared. More
 	// find nearer and idler ones, at more time a decision. Default 8; where

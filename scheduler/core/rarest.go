@@ -6,22 +6,60 @@ import "math/bits"
 // idlest holder. DESIGN.md has the figures.
 type rarestPolicy struct{}
 
-// piece picks the candidate with fewest copies, ties at random: ties by
-// index would make everybody fetch the same piece. When nothing is rare, or
-// nobody else wants the blob, it picks inside a window behind the first piece
-// that m misses, so that its client gets the prefix soon.
+// piece picks, ties at random because ties by index would make everybody fetch the
+// same:
+//   - where some nodes are whole, or nobody else wants the blob, the rarest in a
+//     window behind the first piece that m misses: the client gets its prefix sooner,
+//     and that costs nothing any more;
+//   - else what most have, since the slots of its many holders are of use only to
+//     the few who lack it;
+//   - else the rarest of all, so that what has just come spreads.
 func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 	b := m.b
 	if len(b.wanters) == 1 {
 		return cand.next(0)
 	}
-	fewest, ties := b.fewest(cand, 0, b.n)
-	from, end := 0, b.n
-	if int(fewest)+b.nodes.full >= s.cfg.RareCopies {
-		from = cand.next(0)
-		end = min(from+s.cfg.Window, b.n)
-		fewest, ties = b.fewest(cand, from, end)
+	if b.nodes.full >= s.cfg.RareCopies {
+		from := cand.next(0)
+		return s.rarest(b, cand, from, min(from+s.cfg.Window, b.n))
 	}
+	if p := s.common(b, cand); p >= 0 {
+		return p
+	}
+	return s.rarest(b, cand, 0, b.n)
+}
+
+// common picks one of the candidates that most of those who want the blob have, or
+// are about to get; -1 when there is none.
+func (s *State) common(b *swarm, cand bitset) int {
+	most := int32(len(b.wanters) * commonPercent / 100)
+	if len(b.wanters) < commonCrowd {
+		return -1
+	}
+	found, pick := 0, -1
+	for w := range cand {
+		for x := cand[w]; x != 0; x &= x - 1 {
+			p := w<<6 + bits.TrailingZeros64(x)
+			if b.nodes.copies[p] < most {
+				continue
+			}
+			if found++; found == 1 || s.rng.IntN(found) == 0 {
+				pick = p
+			}
+		}
+	}
+	return pick
+}
+
+// commonPercent of a crowd of commonCrowd at least is most of it.
+const (
+	commonPercent = 70
+	commonCrowd   = 12
+)
+
+// rarest picks the candidate in [from, end) with fewest copies.
+func (s *State) rarest(b *swarm, cand bitset, from, end int) int {
+	fewest, ties := b.fewest(cand, from, end)
 	skip := s.rng.IntN(ties)
 	for w := from >> 6; w < words(end); w++ {
 		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
