@@ -7,6 +7,7 @@ import "math/bits"
 // waits longest. A node that has just been served queues behind its equals.
 type queue struct {
 	shift  int
+	count  int // buckets of a level
 	levels [urgencies]*buckets // made when first used
 }
 
@@ -18,26 +19,27 @@ const urgencies = urgency(priorities) + 1
 
 // buckets sort receivers by what they miss.
 type buckets struct {
-	lists    [queueBuckets]bucket
-	occupied [queueBuckets / 64]uint64
+	lists    []bucket
+	occupied bitset
 }
 
 type bucket struct{ head, tail *member }
 
-// queueBuckets bounds how finely "misses most" is told apart.
-const queueBuckets = 256
+// maxBuckets bounds how finely "misses most" is told apart.
+const maxBuckets = 2048
 
 func (q *queue) init(pieces int) {
-	for pieces>>q.shift >= queueBuckets {
+	for pieces>>q.shift >= maxBuckets {
 		q.shift++
 	}
+	q.count = pieces>>q.shift + 1
 }
 
-func (q *queue) bucketOf(missing int) int { return queueBuckets - 1 - missing>>q.shift }
+func (q *queue) bucketOf(missing int) int { return q.count - 1 - missing>>q.shift }
 
 func (q *queue) push(m *member, u urgency) {
 	if q.levels[u] == nil {
-		q.levels[u] = &buckets{}
+		q.levels[u] = &buckets{lists: make([]bucket, q.count), occupied: newBitset(q.count)}
 	}
 	l, i := q.levels[u], q.bucketOf(m.rx.missing)
 	m.rx.urgency, m.rx.bucket = u, i

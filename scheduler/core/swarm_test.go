@@ -72,7 +72,7 @@ func record(b *testing.B, nodes, pieces int) []recorded {
 
 // BenchmarkApply replays a flash crowd: an operation is one event.
 func BenchmarkApply(b *testing.B) {
-	for _, c := range []struct{ nodes, pieces int }{{100, 256}, {1000, 64}, {1000, 256}, {1000, 1024}, {32, 256}, {64, 64}} {
+	for _, c := range []struct{ nodes, pieces int }{{100, 256}, {1000, 64}, {1000, 256}, {1000, 1024}, {10000, 256}} {
 		b.Run(fmt.Sprintf("nodes=%d/pieces=%d", c.nodes, c.pieces), func(b *testing.B) {
 			events := record(b, c.nodes, c.pieces)
 			b.ReportAllocs()

@@ -65,21 +65,22 @@ func (b *simBlob) link(version, i int) []byte {
 }
 
 type simNode struct {
-	id       string
-	seed     bool
-	up, down int
-	alive    bool
-	epoch    int // of its attendance
-	serves   int // leases that read from it
-	holds    []*holding
-	leases   map[uint64]*simLease
-	sendAt   Time // its stream keeps order
-	recvAt   Time
-	liar     bool // serves wrong bytes
-	forger   bool // publishes a wrong chain
-	mute     bool // hangs: takes requests, never answers
-	terse    bool // does not answer Revoke with Drop
-	denied   bool // the origin answers 403 to it
+	id         string
+	seed       bool
+	up, down   int
+	alive      bool
+	epoch      int // of its attendance
+	serves     int // leases that read from it
+	ups, downs []*xfer
+	holds      []*holding
+	leases     map[uint64]*simLease
+	sendAt     Time // its stream keeps order
+	recvAt     Time
+	liar       bool // serves wrong bytes
+	forger     bool // publishes a wrong chain
+	mute       bool // hangs: takes requests, never answers
+	terse      bool // does not answer Revoke with Drop
+	denied     bool // the origin answers 403 to it
 }
 
 type holding struct {

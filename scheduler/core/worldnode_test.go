@@ -165,7 +165,67 @@ func (w *world) readHolder(n *simNode, h *holding, l *simLease) {
 			w.store(n, h, p, theirs.version[p], l, step)
 		}
 	}
-	w.after(w.pieceTime(h.b, l.next, w.opt.rate), step)
+	w.transfer(src, n, h.b, l.next, step)
+}
+
+// xfer is one piece on its way from node to node.
+type xfer struct {
+	src, dst  *simNode
+	rem, rate float64
+	last      Time
+	version   int
+	do        func()
+}
+
+// transfer moves a piece at the rate that the links of both ends leave for it, each
+// shared by what runs over it, and calls do when it has come.
+func (w *world) transfer(src, dst *simNode, b *simBlob, p int, do func()) {
+	j := 1 + w.opt.jitter*(2*w.rng.Float64()-1)
+	x := &xfer{src: src, dst: dst, rem: float64(b.layout.Length(p)) * j, last: w.now, do: do}
+	src.ups = append(src.ups, x)
+	dst.downs = append(dst.downs, x)
+	w.reshare(src, dst)
+}
+
+func (w *world) reshare(src, dst *simNode) {
+	for _, x := range src.ups {
+		w.rerate(x)
+	}
+	for _, x := range dst.downs {
+		if x.src != src {
+			w.rerate(x)
+		}
+	}
+}
+
+func (w *world) rerate(x *xfer) {
+	rate := min(2*w.opt.rate/float64(len(x.src.ups)), 2*w.opt.rate/float64(len(x.dst.downs)))
+	if rate == x.rate {
+		return
+	}
+	x.rem -= x.rate * float64(w.now-x.last) / 1e9
+	x.last, x.rate = w.now, rate
+	x.version++
+	v := x.version
+	w.after(Time(max(x.rem, 0)/rate*1e9), func() {
+		if x.version == v {
+			x.version = -1
+			x.src.ups = without(x.src.ups, x)
+			x.dst.downs = without(x.dst.downs, x)
+			w.reshare(x.src, x.dst)
+			x.do()
+		}
+	})
+}
+
+func without(l []*xfer, x *xfer) []*xfer {
+	for i, o := range l {
+		if o == x {
+			l[i] = l[len(l)-1]
+			return l[:len(l)-1]
+		}
+	}
+	return l
 }
 
 // proves tells whether a piece of that version fits the links that the node
@@ -187,11 +247,7 @@ func (w *world) store(n *simNode, h *holding, p, version int, l *simLease, step 
 		w.announce(n, h, blob.Run{First: first, Count: l.next - first}, false)
 	}
 	if !done {
-		rate := w.opt.rate
-		if l.d.Origin != nil {
-			rate = w.opt.originRate
-		}
-		w.after(w.pieceTime(h.b, l.next, rate), step)
+		w.transfer(w.byID[l.d.Holder.Node], n, h.b, l.next, step)
 		return
 	}
 	if w.finish(n, l) {
