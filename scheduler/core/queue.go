@@ -7,7 +7,7 @@ import "math/bits"
 // waits longest. A node that has just been served queues behind its equals.
 type queue struct {
 	shift  int
-	count  int // buckets of a level
+	count  int                 // buckets of a level
 	levels [urgencies]*buckets // made when first used
 }
 

@@ -22,6 +22,9 @@ type Scenario struct {
 	// Seeds is how many seeds there are beside them. Default 1; below zero none, so
 	// that the first node reads the origin.
 	Seeds int `yaml:"seeds"`
+	// Warm has the seeds hold all blobs from the start, as after an earlier pull; else
+	// one of them reads the origin while it serves.
+	Warm bool `yaml:"warm"`
 	// Schedulers is how many share the blobs. Default 1.
 	Schedulers int `yaml:"schedulers"`
 
