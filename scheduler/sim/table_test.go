@@ -1,29 +1,141 @@
 package sim
 
 import (
+	"fmt"
+	"os"
 	"testing"
-	"time"
+
+	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
-func TestFlash(t *testing.T) {
-	for _, v := range []Scenario{{Warm: true, Latency: -1}, {Warm: true}, {Latency: -1}, {}} {
-		for _, c := range []struct{ n, p int }{{32, 256}, {64, 64}, {1000, 256}} {
-			worst, sum := 0.0, 0.0
-			canc, sr := 0, 0.0
-			for seed := uint64(1); seed <= 3; seed++ {
+// row is a scenario and what must hold in it. Bars are of the worst of the random
+// seeds 1 to runs.
+type row struct {
+	name string
+	s    Scenario
+	runs int
+	long bool // only with DAMSELFLY_SIM=1, as make sim sets it
+	bars []bar
+}
 
-				start := time.Now()
-				v.Random, v.Nodes, v.Blobs, v.Rate, v.Core.LeaseRate = seed, c.n, []Blob{{Pieces: c.p}}, 12.5e6, 1<<30
-				r, err := Run(v, func() int64 { return time.Now().UnixNano() })
+// bar is the most that a figure may be.
+type bar struct {
+	name string
+	most float64
+	of   func(*Result) float64
+}
+
+func makespan(most float64) bar {
+	return bar{"makespan", most, func(r *Result) float64 { return r.MakespanRatio }}
+}
+
+func mean(most float64) bar {
+	return bar{"mean", most, func(r *Result) float64 { return r.MeanRatio }}
+}
+
+func origin(most float64) bar {
+	return bar{"origin bytes", most, func(r *Result) float64 { return r.OriginRatio }}
+}
+
+// pure is the world of the theory, in which policies are compared: links are equal,
+// the seed holds the blob, messages take no time, and nobody counts decisions.
+func pure(nodes, pieces int) Scenario {
+	return Scenario{
+		Nodes: nodes, Blobs: []Blob{{Pieces: pieces}}, Rate: lab, Warm: true, Latency: -1, Core: core.Config{LeaseRate: 1 << 30},
+	}
+}
+
+// cold is the world of users: the seed reads the origin while it serves, and
+// messages take half a millisecond.
+func cold(nodes, pieces int) Scenario {
+	s := pure(nodes, pieces)
+	s.Warm, s.Latency = false, 0
+	return s
+}
+
+// lab is 100 Mbit/s, as the links of the lab.
+const lab = 12.5e6
+
+func with(s Scenario, change func(*Scenario)) Scenario {
+	change(&s)
+	return s
+}
+
+// layers40 are 40 layers of 10 KB to 2 GB, evenly in the logarithm of the size.
+func layers40() []Blob {
+	sizes := []int64{
+		10e3, 14e3, 19e3, 26e3, 35e3, 48e3, 65e3, 89e3, 121e3, 165e3, 225e3, 307e3, 420e3, 573e3, 782e3, 1067e3, 1457e3,
+		1989e3, 2715e3, 3706e3, 5060e3, 6907e3, 9429e3, 12.87e6, 17.57e6, 23.99e6, 32.75e6, 44.71e6, 61.03e6, 83.32e6,
+		113.7e6, 155.3e6, 212e6, 289.4e6, 395e6, 539.3e6, 736.2e6, 1005e6, 1372e6, 2000e6,
+	}
+	blobs := make([]Blob, len(sizes))
+	for i, size := range sizes {
+		blobs[i] = Blob{Size: size}
+	}
+	return blobs
+}
+
+func rows() []row {
+	span := func(s Scenario) core.Time { return s.Bound() }
+	return []row{
+		{name: "flash_32", s: pure(32, 256), runs: 3, bars: []bar{makespan(1.06)}},
+		{name: "flash_1000", s: pure(1000, 256), runs: 3, bars: []bar{makespan(1.10)}},
+		{name: "flash_10000", s: pure(10000, 256), runs: 1, long: true, bars: []bar{makespan(1.13)}},
+		{name: "flash_1024_pieces", s: pure(1000, 1024), runs: 1, long: true, bars: []bar{makespan(1.03)}},
+		{name: "flash_64_pieces", s: pure(64, 64), runs: 3, bars: []bar{makespan(1.19)}},
+		{name: "cold_1000", s: cold(1000, 256), runs: 3, bars: []bar{makespan(1.12), origin(1.00)}},
+		{name: "staggered", s: with(cold(1000, 256), func(s *Scenario) { s.Arrivals, s.Span = "staggered", span(*s) }), runs: 3,
+			bars: []bar{mean(1.05), origin(1.00)}},
+		{name: "layers_40", s: with(cold(500, 0), func(s *Scenario) { s.Blobs, s.Rate = layers40(), 125e6 }), runs: 1, long: true,
+			bars: []bar{makespan(1.15), origin(1.00)}},
+		{name: "slow_nodes", s: with(cold(500, 256), func(s *Scenario) { s.Slow = 0.1 }), runs: 3,
+			bars: []bar{{"fast nodes' makespan", 1.15, func(r *Result) float64 { return r.FastRatio }}, origin(1.00)}},
+		{name: "racks", s: with(cold(1000, 256), func(s *Scenario) { s.Racks, s.Oversubscribed = 20, 5 }), runs: 3,
+			bars: []bar{makespan(1.25), {"cross-rack bytes", 1.3, func(r *Result) float64 { return r.CrossRatio }}, origin(1.00)}},
+		{name: "deaths_and_lies", s: with(cold(500, 256), func(s *Scenario) { s.Faults.Die, s.Faults.Lie = 0.1, 0.05 }), runs: 3,
+			bars: []bar{origin(1.02)}},
+		{name: "seed_dies", s: with(cold(500, 256), func(s *Scenario) { s.Seeds, s.Faults.SeedDies = 2, 0.5 }), runs: 3,
+			bars: []bar{makespan(1.15), origin(1.02)}},
+		{name: "scheduler_dies", s: with(cold(200, 64), func(s *Scenario) {
+			s.Blobs[0].Count, s.Schedulers, s.Faults.SchedulerDies = 12, 3, 0.5
+		}), runs: 3, bars: []bar{origin(1.02)}},
+	}
+}
+
+// TestTable is the promise of the scheduler, row by row.
+func TestTable(t *testing.T) {
+	for _, row := range rows() {
+		t.Run(row.name, func(t *testing.T) {
+			if row.long && os.Getenv("DAMSELFLY_SIM") == "" {
+				t.Logf("%s runs with DAMSELFLY_SIM=1, as make sim sets it", row.name)
+				return
+			}
+			worst := make([]float64, len(row.bars))
+			last := &Result{}
+			for seed := range uint64(row.runs) {
+				row.s.Random = seed + 1
+				r, err := Run(row.s, wall)
 				if err != nil {
 					t.Fatal(err)
 				}
-				worst = max(worst, r.MakespanRatio)
-				sum += r.MakespanRatio
-				canc, sr = r.Cancels, r.SeedRatio
-				_ = start
+				if r.Stuck > 0 || r.BadBytes > 0 || r.OverLimit > 0 {
+					t.Errorf("random %d: %d nodes stuck, %d bad pieces stored, %d times over a limit", seed+1, r.Stuck, r.BadBytes, r.OverLimit)
+				}
+				for i, b := range row.bars {
+					worst[i] = max(worst[i], b.of(r))
+				}
+				last = r
 			}
-			t.Logf("lat %d noending %v %dx%d mean %.4f worst %.4f cancels %d seed %.3f", v.Latency, v.NoEnding, c.n, c.p, sum/3, worst, canc, sr)
-		}
+			for i, b := range row.bars {
+				verdict := "holds"
+				if worst[i] > b.most {
+					verdict = "MISSED"
+					t.Errorf("%s: %.4f, want at most %.2f", b.name, worst[i], b.most)
+				}
+				fmt.Printf("%-18s %-20s %7.4f  <= %.2f  %s\n", row.name, b.name, worst[i], b.most, verdict)
+			}
+			fmt.Printf("%-18s %d nodes, %d pieces, random 1-%d; of the last: %d leases, %.0f ns a decision, %.1f s, mean %.3f, seed %.2f F, busy %d, cancels %d, waste %.4f, requests %d\n",
+				"", last.Nodes, last.Pieces, row.runs, last.Leases, last.NsPerDecision, last.WallSeconds, last.MeanRatio, last.SeedRatio, last.Busy, last.Cancels, last.WasteRatio, last.OriginRequests)
+		})
 	}
 }

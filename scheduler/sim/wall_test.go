@@ -1,0 +1,5 @@
+package sim
+
+import "time"
+
+func wall() int64 { return time.Now().UnixNano() }
