@@ -13,6 +13,9 @@ func (b bitset) has(i int) bool { return b[i>>6]>>(i&63)&1 == 1 }
 func (b bitset) set(i int)      { b[i>>6] |= 1 << (i & 63) }
 func (b bitset) clear(i int)    { b[i>>6] &^= 1 << (i & 63) }
 
+// bit is piece p in its word.
+func bit(p int) uint64 { return 1 << (p & 63) }
+
 // fill sets pieces 0 to n-1.
 func (b bitset) fill(n int) {
 	for w := range b {

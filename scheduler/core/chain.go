@@ -42,7 +42,7 @@ func (s *State) addLinks(m *member, first int, links []byte) bool {
 	for p := max(first-1, 0); p <= last; p++ {
 		if !b.proved.has(p) && b.chain.Proves(p) {
 			b.proved.set(p)
-			s.news(b, b.seeds, p)
+			s.news(b, b.seeds, p>>6, bit(p))
 			news = true
 		}
 	}

@@ -52,6 +52,7 @@ type State struct {
 	parked  []*swarm // wait for a reader of their origin
 	unpark  bool
 	loose   []*member // may be members no longer
+	set     bitset    // scratch of the policy
 	cand    bitset    // of the decision at hand
 	ids     []string
 	stats   counters

@@ -109,7 +109,7 @@ func (s *State) late(l *lease) {
 // the run that m has not got.
 func (b *swarm) elsewhere(m *member, run blob.Run) bool {
 	for p := run.First; p < run.End(); p++ {
-		if !m.has(p) && int(b.hold[p])+b.whole() > 1 {
+		if !m.has(p) && b.hold.of(p)+b.whole() > 1 {
 			return true
 		}
 	}

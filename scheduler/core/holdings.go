@@ -78,11 +78,11 @@ func (s *State) gain(m *member, p int) {
 			}
 		}
 		if m.counted {
-			b.hold[p]++
-			m.addCopy(p)
+			b.hold.add(p>>6, bit(p))
 			b.held.set(p)
+			m.addCopies(p>>6, bit(p))
 			if m.offered {
-				s.gainSpare(m, p)
+				s.gainSpare(m, p>>6, bit(p))
 			}
 		} else {
 			s.count(m)
@@ -102,7 +102,7 @@ func (s *State) unpend(m *member, p int) {
 	pending := rx.pend.has(p)
 	if pending {
 		rx.pend.clear(p)
-		s.dropCopy(m, p)
+		s.dropCopies(m, p>>6, bit(p))
 	}
 	if !rx.wants(p) {
 		return
@@ -110,7 +110,7 @@ func (s *State) unpend(m *member, p int) {
 	rx.missing--
 	if !pending {
 		rx.lack--
-		m.b.needLess(p)
+		m.b.needLess(p>>6, bit(p))
 	}
 }
 
@@ -132,16 +132,15 @@ func (s *State) gainAll(m *member) {
 
 // fill turns m's bitmap with every piece into the mark that it is full.
 func (s *State) fill(m *member) {
-	b := m.b
 	if m.counted {
 		m.addFull()
 		if m.offered {
 			s.gainFullSpare(m)
 		}
-		for p := range b.n {
-			s.release(m, p)
+		for w := range m.have {
+			s.release(m, w, m.have[w])
 			if m.offered {
-				m.loseSpare(p)
+				m.loseSpare(w, m.have[w])
 			}
 		}
 	}

@@ -101,7 +101,7 @@ func checkSwarm(t failing, s *State, b *swarm) {
 func checkCounts(t failing, b *swarm) {
 	t.Helper()
 	running := 0
-	hold, need := make([]int32, b.n), make([]int32, b.n)
+	hold, need := make([]int, b.n), make([]int, b.n)
 	for _, m := range b.members {
 		if counted := m.held > 0 && !m.n.barred; counted != m.counted || m.offered != (counted && m.n.spare) {
 			t.Fatalf("%s: %s counted %v offered %v, want %v %v", b.digest, m.n.id, m.counted, m.offered, counted, counted && m.n.spare)
@@ -146,9 +146,9 @@ func checkCounts(t failing, b *swarm) {
 		})
 	}
 	for p := range b.n {
-		if hold[p] != b.hold[p] || need[p] != b.need[p] ||
+		if hold[p] != b.hold.of(p) || need[p] != b.need.of(p) ||
 			b.held.has(p) != (hold[p] > 0) || b.needed.has(p) != (need[p] > 0) {
-			t.Fatalf("%s piece %d: hold %d need %d, counted %d %d", b.digest, p, hold[p], need[p], b.hold[p], b.need[p])
+			t.Fatalf("%s piece %d: hold %d need %d, counted %d %d", b.digest, p, hold[p], need[p], b.hold.of(p), b.need.of(p))
 		}
 		if b.proved.has(p) != b.chain.Proves(p) || p < b.front != (p < b.n && provedUpTo(b, p)) {
 			t.Fatalf("%s piece %d: proved %v front %d", b.digest, p, b.proved.has(p), b.front)
@@ -160,7 +160,7 @@ func checkCounts(t failing, b *swarm) {
 func checkTally(t failing, b *swarm, name string, counted *tally, within func(*node) bool) {
 	t.Helper()
 	full, fullSpare, spares := 0, 0, 0
-	copies, spare := make([]int32, b.n), make([]int32, b.n)
+	copies, spare := make([]int, b.n), make([]int, b.n)
 	for _, m := range b.members {
 		if !within(m.n) {
 			continue
@@ -197,9 +197,9 @@ func checkTally(t failing, b *swarm, name string, counted *tally, within func(*n
 		t.Fatalf("%s %s: full %d spare %d of %d, counted %d %d of %d", b.digest, name, full, fullSpare, spares, counted.full, counted.fullSpare, len(counted.spares))
 	}
 	for p := range b.n {
-		if copies[p] != counted.copies[p] || spare[p] != counted.spare[p] ||
+		if copies[p] != counted.copies.of(p) || spare[p] != counted.spare.of(p) ||
 			counted.known.has(p) != (copies[p] > 0) || counted.avail.has(p) != (spare[p] > 0) {
-			t.Fatalf("%s %s piece %d: copies %d spare %d, counted %d %d", b.digest, name, p, copies[p], spare[p], counted.copies[p], counted.spare[p])
+			t.Fatalf("%s %s piece %d: copies %d spare %d, counted %d %d", b.digest, name, p, copies[p], spare[p], counted.copies.of(p), counted.spare.of(p))
 		}
 	}
 }
@@ -263,7 +263,7 @@ func checkWaiting(t failing, s *State, b *swarm) {
 		t.Fatalf("%s: the queue has %d too many", b.digest, queued)
 	}
 	for p := range b.n {
-		if b.need[p] == 0 || b.reading.has(p) || b.holds(p) && b.proved.has(p) {
+		if b.need.of(p) == 0 || b.reading.has(p) || b.holds(p) && b.proved.has(p) {
 			continue
 		}
 		_, timed := s.timers.first()

@@ -106,10 +106,10 @@ func (s *State) start(m *member, run blob.Run) *lease {
 			continue
 		}
 		rx.pend.set(p)
-		m.addCopy(p)
+		m.addCopies(p>>6, bit(p))
 		if rx.wants(p) {
 			rx.lack--
-			b.needLess(p)
+			b.needLess(p>>6, bit(p))
 		}
 	}
 	s.requeue(m)
@@ -180,10 +180,10 @@ func (s *State) unbook(m *member, run blob.Run) (again bool) {
 			continue
 		}
 		rx.pend.clear(p)
-		s.dropCopy(m, p)
+		s.dropCopies(m, p>>6, bit(p))
 		if rx.wants(p) && !m.has(p) {
 			rx.lack++
-			m.b.needMore(p)
+			m.b.needMore(p>>6, bit(p))
 			again = true
 		}
 	}

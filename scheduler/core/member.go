@@ -204,8 +204,8 @@ func (s *State) wish(m *member) {
 			pending &= rx.wanted[w]
 		}
 		rx.missing += bits.OnesCount64(x) + bits.OnesCount64(pending)
-		for ; x != 0; x &= x - 1 {
-			m.b.needMore(w<<6 + bits.TrailingZeros64(x))
+		if x != 0 {
+			m.b.needMore(w, x)
 		}
 	}
 	s.enqueue(m, true)
@@ -213,8 +213,8 @@ func (s *State) wish(m *member) {
 
 func (s *State) unwish(m *member) {
 	for w := range m.rx.pend {
-		for x := m.missingWord(w); x != 0; x &= x - 1 {
-			m.b.needLess(w<<6 + bits.TrailingZeros64(x))
+		if x := m.missingWord(w); x != 0 {
+			m.b.needLess(w, x)
 		}
 	}
 	m.rx.missing, m.rx.lack = 0, 0

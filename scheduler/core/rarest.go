@@ -1,7 +1,5 @@
 package core
 
-import "math/bits"
-
 // rarestPolicy is the default: the piece with fewest copies, from the nearest and
 // idlest holder. DESIGN.md has the figures.
 type rarestPolicy struct{}
@@ -32,23 +30,22 @@ func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 // common picks one of the candidates that most of those who want the blob have, or
 // are about to get; -1 when there is none.
 func (s *State) common(b *swarm, cand bitset) int {
-	most := int32(len(b.wanters) * commonPercent / 100)
 	if len(b.wanters) < commonCrowd {
 		return -1
 	}
-	found, pick := 0, -1
-	for w := range cand {
-		for x := cand[w]; x != 0; x &= x - 1 {
-			p := w<<6 + bits.TrailingZeros64(x)
-			if b.nodes.copies[p] < most {
-				continue
-			}
-			if found++; found == 1 || s.rng.IntN(found) == 0 {
-				pick = p
-			}
+	most := len(b.wanters) * commonPercent / 100
+	var any uint64
+	for w, x := range cand {
+		if x != 0 {
+			x &= b.nodes.copies.atLeast(w, most)
 		}
+		s.set[w] = x
+		any |= x
 	}
-	return pick
+	if any == 0 {
+		return -1
+	}
+	return s.pick(s.set[:len(cand)])
 }
 
 // commonPercent of a crowd of commonCrowd at least is most of it.
@@ -59,38 +56,10 @@ const (
 
 // rarest picks the candidate in [from, end) with fewest copies.
 func (s *State) rarest(b *swarm, cand bitset, from, end int) int {
-	fewest, ties := b.fewest(cand, from, end)
-	skip := s.rng.IntN(ties)
-	for w := from >> 6; w < words(end); w++ {
-		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
-			p := w<<6 + bits.TrailingZeros64(x)
-			if b.nodes.copies[p] != fewest {
-				continue
-			}
-			if skip == 0 {
-				return p
-			}
-			skip--
-		}
-	}
-	return cand.next(0)
-}
-
-// fewest is the lowest count of copies among the candidates in [from, end), and
-// how many have it.
-func (b *swarm) fewest(cand bitset, from, end int) (fewest int32, ties int) {
-	fewest = 1<<31 - 1
-	for w := from >> 6; w < words(end); w++ {
-		for x := cand[w] & after(w, from) &^ after(w, end); x != 0; x &= x - 1 {
-			switch c := b.nodes.copies[w<<6+bits.TrailingZeros64(x)]; {
-			case c < fewest:
-				fewest, ties = c, 1
-			case c == fewest:
-				ties++
-			}
-		}
-	}
-	return fewest, max(ties, 1)
+	set := s.set[:len(cand)]
+	copy(set, cand)
+	b.nodes.copies.fewest(set, from, end)
+	return s.pick(set)
 }
 
 // holder picks who serves piece p to m among those in the nearest place that can,

@@ -127,13 +127,14 @@ func (s *State) ration(b *swarm) {
 	}
 }
 
-// news notes that piece p may have come within reach of those who stand in t.
-func (s *State) news(b *swarm, t *tally, p int) {
-	if b.need[p] == 0 {
+// news notes that the pieces x of word w may have come within reach of those who
+// look into t.
+func (s *State) news(b *swarm, t *tally, w int, x uint64) {
+	if x &= b.needed[w]; x == 0 {
 		return
 	}
 	for _, st := range t.sites {
-		st.fresh.set(p)
+		st.fresh[w] |= x
 		s.stir(st)
 	}
 }

@@ -37,9 +37,9 @@ type active struct {
 	sites        map[place]*site
 	live         []*site // somebody in them may be served
 
-	hold, need   []int32 // holders; members that want the piece, have not got it, and have no lease for it
-	held, needed bitset  // where these are above zero
-	reading      bitset  // pieces that an origin lease will bring
+	hold, need   counts // holders; members that want the piece, have not got it, and have no lease for it
+	held, needed bitset // where these are above zero
+	reading      bitset // pieces that an origin lease will bring
 
 	wanters []*member
 
@@ -140,19 +140,18 @@ func (s *State) activate(b *swarm) {
 	if b.active != nil {
 		return
 	}
-	counts := make([]int32, 2*b.n)
 	sets := make(bitset, 4*words(b.n))
 	take := func() (t bitset) { t, sets = sets[:words(b.n):words(b.n)], sets[words(b.n):]; return t }
 	b.active = &active{
 		nodes: newTally(b.n), seeds: newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
-		hold: counts[:b.n:b.n], need: counts[b.n:],
+		hold: newCounts(b.n), need: newCounts(b.n),
 		proved: take(), held: take(), needed: take(), reading: take(),
 	}
 	b.ofSeeds = []*tally{b.seeds}
 	b.forgetLinks()
 	s.pieces += b.n
 	if len(s.cand) < words(b.n) {
-		s.cand = newBitset(b.n)
+		s.cand, s.set = newBitset(b.n), newBitset(b.n)
 	}
 	for _, m := range b.members {
 		m.publishes, m.asked = false, false
@@ -178,17 +177,15 @@ func (s *State) deactivate(b *swarm) {
 // whole is how many members hold every piece.
 func (b *swarm) whole() int { return b.nodes.full + b.seeds.full }
 
-// needMore and needLess keep the count of those who need piece p.
-func (b *swarm) needMore(p int) {
-	if b.need[p]++; b.need[p] == 1 {
-		b.needed.set(p)
-	}
+// needMore and needLess keep the count of those who need the pieces x of word w.
+func (b *swarm) needMore(w int, x uint64) {
+	b.need.add(w, x)
+	b.needed[w] |= x
 }
 
-func (b *swarm) needLess(p int) {
-	if b.need[p]--; b.need[p] == 0 {
-		b.needed.clear(p)
-	}
+func (b *swarm) needLess(w int, x uint64) {
+	b.need.sub(w, x)
+	b.needed[w] = b.need.some(w)
 }
 
 // cutAt removes the element at i, puts the last into its place and tells its

@@ -1,7 +1,5 @@
 package core
 
-import "math/bits"
-
 // tally counts, piece by piece, what the members of a swarm in one place hold
 // and could serve. A swarm has one for its nodes, one for each region, zone and
 // rack that they name, and one for its seeds.
@@ -9,20 +7,15 @@ import "math/bits"
 // Members that hold every piece are counted in full and fullSpare, all others
 // piece by piece; so copies of piece p are copies[p]+full.
 type tally struct {
-	copies, spare   []int32 // held or in flight; held with a free upload slot
-	known, avail    bitset  // where these are above zero
+	copies, spare   counts // held or in flight; held with a free upload slot
+	known, avail    bitset // where these are above zero
 	full, fullSpare int
 	spares          []*member // counted holders with a free upload slot
 	sites           []*site   // whose receivers look here
 }
 
 func newTally(n int) *tally {
-	counts := make([]int32, 2*n)
-	sets := make(bitset, 2*words(n))
-	return &tally{
-		copies: counts[:n:n], spare: counts[n:],
-		known: sets[:words(n):words(n)], avail: sets[words(n):],
-	}
+	return &tally{copies: newCounts(n), spare: newCounts(n), known: newBitset(n), avail: newBitset(n)}
 }
 
 // available is word w of the pieces that somebody in the place with a free upload
@@ -44,47 +37,45 @@ func (t *tally) taken(w int) uint64 {
 
 func (t *tally) has(p int) bool { return t.fullSpare > 0 || t.avail.has(p) }
 
-// addCopy counts one more holder of piece p, or one more lease for it.
-func (m *member) addCopy(p int) {
+// addCopies counts one more holder of the pieces x of word w, or one more lease for
+// them.
+func (m *member) addCopies(w int, x uint64) {
 	for _, t := range m.tallies {
-		if t.copies[p]++; t.copies[p] == 1 {
-			t.known.set(p)
-		}
+		t.copies.add(w, x)
+		t.known[w] |= x
 	}
 }
 
-// dropCopy takes one away. A place that has no copy left may fetch the piece from
+// dropCopies takes one away. A place that has no copy left may fetch the piece from
 // farther away again.
-func (s *State) dropCopy(m *member, p int) {
+func (s *State) dropCopies(m *member, w int, x uint64) {
 	for _, t := range m.tallies {
-		if t.copies[p]--; t.copies[p] > 0 {
-			continue
+		t.copies.sub(w, x)
+		left := t.copies.some(w)
+		if lost := t.known[w] &^ left; lost != 0 && t.full == 0 {
+			s.news(m.b, t, w, lost)
 		}
-		t.known.clear(p)
-		if t.full == 0 {
-			s.news(m.b, t, p)
+		t.known[w] = left
+	}
+}
+
+// gainSpare counts one more member that could serve the pieces x of word w now.
+func (s *State) gainSpare(m *member, w int, x uint64) {
+	for _, t := range m.tallies {
+		t.spare.add(w, x)
+		if gained := x &^ t.avail[w]; gained != 0 {
+			t.avail[w] |= x
+			if t.fullSpare == 0 {
+				s.news(m.b, t, w, gained)
+			}
 		}
 	}
 }
 
-// gainSpare counts one more member that could serve piece p now.
-func (s *State) gainSpare(m *member, p int) {
+func (m *member) loseSpare(w int, x uint64) {
 	for _, t := range m.tallies {
-		if t.spare[p]++; t.spare[p] > 1 {
-			continue
-		}
-		t.avail.set(p)
-		if t.fullSpare == 0 {
-			s.news(m.b, t, p)
-		}
-	}
-}
-
-func (m *member) loseSpare(p int) {
-	for _, t := range m.tallies {
-		if t.spare[p]--; t.spare[p] == 0 {
-			t.avail.clear(p)
-		}
+		t.spare.sub(w, x)
+		t.avail[w] = t.spare.some(w)
 	}
 }
 
@@ -94,11 +85,8 @@ func (s *State) gainFullSpare(m *member) {
 		if t.fullSpare++; t.fullSpare > 1 {
 			continue
 		}
-		for _, at := range t.sites {
-			for w := range at.fresh {
-				at.fresh[w] |= ones(w, m.b.n) &^ t.avail[w]
-			}
-			s.stir(at)
+		for w := range t.avail {
+			s.news(m.b, t, w, ones(w, m.b.n)&^t.avail[w])
 		}
 	}
 }
@@ -115,11 +103,8 @@ func (s *State) dropFull(m *member) {
 		if t.full--; t.full > 0 {
 			continue
 		}
-		for _, at := range t.sites {
-			for w := range at.fresh {
-				at.fresh[w] |= ones(w, m.b.n) &^ t.known[w]
-			}
-			s.stir(at)
+		for w := range t.known {
+			s.news(m.b, t, w, ones(w, m.b.n)&^t.known[w])
 		}
 	}
 }
@@ -140,8 +125,8 @@ func (s *State) offer(m *member) {
 		return
 	}
 	for w, x := range m.have {
-		for ; x != 0; x &= x - 1 {
-			s.gainSpare(m, w<<6+bits.TrailingZeros64(x))
+		if x != 0 {
+			s.gainSpare(m, w, x)
 		}
 	}
 }
@@ -161,8 +146,8 @@ func (s *State) withdraw(m *member) {
 		return
 	}
 	for w, x := range m.have {
-		for ; x != 0; x &= x - 1 {
-			m.loseSpare(w<<6 + bits.TrailingZeros64(x))
+		if x != 0 {
+			m.loseSpare(w, x)
 		}
 	}
 }
@@ -180,11 +165,10 @@ func (s *State) count(m *member) {
 		m.addFull()
 	} else {
 		for w, x := range m.have {
-			b.held[w] |= x
-			for ; x != 0; x &= x - 1 {
-				p := w<<6 + bits.TrailingZeros64(x)
-				b.hold[p]++
-				m.addCopy(p)
+			if x != 0 {
+				b.hold.add(w, x)
+				b.held[w] |= x
+				m.addCopies(w, x)
 			}
 		}
 	}
@@ -206,8 +190,8 @@ func (s *State) uncount(m *member) {
 		s.dropFull(m)
 	} else {
 		for w, x := range m.have {
-			for ; x != 0; x &= x - 1 {
-				s.release(m, w<<6+bits.TrailingZeros64(x))
+			if x != 0 {
+				s.release(m, w, x)
 			}
 		}
 	}
@@ -215,11 +199,10 @@ func (s *State) uncount(m *member) {
 	s.touch(m.b)
 }
 
-// release takes piece p out of the counts of what m holds.
-func (s *State) release(m *member, p int) {
+// release takes the pieces x of word w out of the counts of what m holds.
+func (s *State) release(m *member, w int, x uint64) {
 	b := m.b
-	s.dropCopy(m, p)
-	if b.hold[p]--; b.hold[p] == 0 {
-		b.held.clear(p)
-	}
+	s.dropCopies(m, w, x)
+	b.hold.sub(w, x)
+	b.held[w] = b.hold.some(w)
 }
