@@ -45,9 +45,7 @@ type Config struct {
 	// RareCopies: a blob is rare until so many nodes hold all of it. Default 3.
 	RareCopies int
 	// HolderSample is how many possible holders of a piece are compared. More
-	// find nearer and idler ones, at more time a decision. Default 8; where
-	// nodes say where they stand, eight times as many are searched for a near
-	// one.
+	// find nearer and idler ones, at more time a decision. Default 4.
 	HolderSample int
 
 	// LeaseTime and MinRate make the deadline of a lease from a holder:
@@ -139,7 +137,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Policy: Policies()[0], UploadSlots: 2, DownloadSlots: 2, MaxSlots: 256,
-		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 40000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 8,
+		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 40000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 4,
 		LeaseTime: 2 * Second, HedgeTime: 200 * Millisecond, NearTime: 100 * Millisecond, MinRate: 256 << 10, DetachedTime: 2 * Second,
 		OriginTime: 30 * Second, OriginRate: 64 << 10,
 		HostLeases: 8, OriginAttempts: 6, OriginRefusals: 3,

@@ -40,22 +40,23 @@ type State struct {
 	members   map[pair]*member
 	pieces    int // of all active swarms
 
-	leases  leases
-	pace    pace
-	hosts   map[string]*host
-	timers  timers
-	swept   Time
-	wanted  uint64 // counts wants, so that the first comes first
-	served  uint64 // counts leases, so that swarms take turns
-	dirty   []*swarm
-	touched []*swarm
-	parked  []*swarm // wait for a reader of their origin
-	unpark  bool
-	loose   []*member // may be members no longer
-	set     bitset    // scratch of the policy
-	cand    bitset    // of the decision at hand
-	ids     []string
-	stats   counters
+	leases    leases
+	usualRate int64 // bytes per second of leases from holders, a mean
+	pace      pace
+	hosts     map[string]*host
+	timers    timers
+	swept     Time
+	wanted    uint64 // counts wants, so that the first comes first
+	served    uint64 // counts leases, so that swarms take turns
+	dirty     []*swarm
+	touched   []*swarm
+	parked    []*swarm // wait for a reader of their origin
+	unpark    bool
+	loose     []*member // may be members no longer
+	set       bitset    // scratch of the policy
+	cand      bitset    // of the decision at hand
+	ids       []string
+	stats     counters
 }
 
 type pair struct{ node, swarm int32 }

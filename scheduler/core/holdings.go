@@ -80,6 +80,9 @@ func (s *State) gain(m *member, p int) {
 		if m.counted {
 			b.hold.add(p>>6, bit(p))
 			b.held.set(p)
+			if !m.n.seed {
+				b.recent[p][b.hold.of(p)%recents] = m
+			}
 			m.addCopies(p>>6, bit(p))
 			if m.offered {
 				s.gainSpare(m, p>>6, bit(p))

@@ -260,6 +260,7 @@ func (s *State) done(e *Done) {
 	if e.Bytes > 0 && e.Time > 0 && l.host == nil {
 		rate := int64(float64(e.Bytes) / float64(e.Time) * float64(Second))
 		n.downRate = learn(n.downRate, rate)
+		s.usualRate += (rate - s.usualRate) / 64
 		if h != nil {
 			h.upRate = learn(h.upRate, rate)
 		}

@@ -5,27 +5,28 @@ import "math/bits"
 // member is one node in one swarm: what it holds, and, while it wants or reads
 // the blob, its receiving side.
 type member struct {
+	// What a search for holders looks at, in one cache line.
+	have    bitset // pieces that it can serve; nil when none, or all (full)
+	held    int
 	n       *node
 	b       *swarm
 	rx      *receiver // nil when it neither wants nor reads
-	site    *site     // nil while nobody wants the blob
-	tallies []*tally  // where it is counted
+	full    bool      // holds every piece
+	offered bool      // its pieces count as available
 
-	have bitset // pieces that it can serve; nil when none, or all (full)
-	held int
-
-	atNode, atSwarm int32            // places in node.members, swarm.members
-	atServing       int32            // place in node.serving; -1 when not there
-	atSpare         [maxLevels]int32 // places in tally.spares of the site's levels, while offered
-
-	full      bool // holds every piece
 	sealed    bool // says that the digest is proven
 	counted   bool // in the swarm's counts
-	offered   bool // its pieces count as available
 	loose     bool // on State.loose
 	revoked   bool // was told Revoke, and has not shown yet that it knows
 	asked     bool // was asked for links
 	publishes bool // may say links: it reads the origin, was asked, or came holding the blob
+
+	site    *site    // nil while nobody wants the blob
+	tallies []*tally // where it is counted
+
+	atNode, atSwarm int32            // places in node.members, swarm.members
+	atServing       int32            // place in node.serving; -1 when not there
+	atSpare         [maxLevels]int32 // places in tally.spares of the site's levels, while offered
 }
 
 // receiver is the receiving side of a member.

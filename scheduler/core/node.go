@@ -18,6 +18,7 @@ type node struct {
 	spare              bool     // has a free upload slot, and counts
 
 	members      []*member
+	recent       *member   // that it spoke of last
 	serving      []*member // counted: what it holds in active swarms
 	wants        []*member
 	wantedPieces int

@@ -215,8 +215,12 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		return any != 0
 	}
 	st := m.site
+	laggard := m.b.scarce && m.n.downRate > 0 && m.n.downRate < s.usualRate/slower
 	for w := range cand {
 		cand[w] = st.reach(w) & m.missingWord(w)
+		if laggard { // it would be long until anybody has from it what nobody else has
+			cand[w] &= m.b.nodes.taken(w)
+		}
 		any |= cand[w]
 	}
 	if any != 0 || len(st.levels) == 1 && !m.b.scarce || m.rx.leases > 0 {

@@ -68,13 +68,28 @@ func (rarestPolicy) holder(s *State, m *member, p int) *member {
 	st := m.site
 	for i := len(st.levels) - 1; i >= 0; i-- {
 		if t := st.levels[i]; t.has(p) {
-			if h := s.sample(m, t.spares, p); h != nil {
+			spares := t.spares
+			if b := m.b; t == b.nodes && len(spares) > 16*(t.spare.of(p)+t.fullSpare) {
+				if h := s.sample(m, b.recent[p][:], p); h != nil {
+					return h
+				}
+			}
+			if h := s.sample(m, spares, p); h != nil {
 				return h
 			}
 		}
 	}
 	return s.sample(m, m.b.seeds.spares, p)
 }
+
+// maxTries is after how many that may or may not hold the piece the best so far is
+// good enough.
+const maxTries = 32
+
+// recents is how many of those who got a piece last are remembered. A search among
+// all who have a free slot finds one of the few holders of a rare piece only after
+// many others.
+const recents = 8
 
 // sample picks the best of some of the holders of piece p in a list: the fast
 // before the far slower, then the one with most free slots, then the most complete,
@@ -92,13 +107,13 @@ func (s *State) sample(m *member, spares []*member, p int) *member {
 			at -= len(spares)
 		}
 		h := spares[at]
-		if !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
+		if h == nil || !h.offered || !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
 			continue
 		}
 		if r := s.rank(m.n, h); best == nil || r.before(bestRank) {
 			best, bestRank = h, r
 		}
-		if found++; found >= s.cfg.HolderSample {
+		if found++; found >= s.cfg.HolderSample || i > maxTries {
 			break
 		}
 	}

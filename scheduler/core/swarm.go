@@ -37,9 +37,10 @@ type active struct {
 	sites        map[place]*site
 	live         []*site // somebody in them may be served
 
-	hold, need   counts // holders; members that want the piece, have not got it, and have no lease for it
-	held, needed bitset // where these are above zero
-	reading      bitset // pieces that an origin lease will bring
+	hold, need   counts             // holders; members that want the piece, have not got it, and have no lease for it
+	held, needed bitset             // where these are above zero
+	recent       [][recents]*member // who got a piece last, to find holders of what is rare
+	reading      bitset             // pieces that an origin lease will bring
 
 	wanters []*member
 
@@ -59,6 +60,9 @@ func (s *State) swarmOf(d blob.Digest, size int64) *swarm {
 // enter finds or makes the swarm and the node's membership in it; nil when the
 // size is none, or the node is in too many.
 func (s *State) enter(n *node, d blob.Digest, size int64) *member {
+	if m := n.recent; m != nil && m.b != nil && m.b.digest == d && m.b.layout.Size() == size {
+		return m
+	}
 	b := s.swarmOf(d, size)
 	if b == nil {
 		l, err := blob.NewLayout(size)
@@ -127,8 +131,12 @@ func (s *State) removeSwarm(b *swarm) {
 
 // memberOf finds the node's membership in whichever swarm of the digest it is.
 func (s *State) memberOf(n *node, d blob.Digest) *member {
+	if m := n.recent; m != nil && m.b != nil && m.b.digest == d {
+		return m
+	}
 	for b := s.byDigest[d]; b != nil; b = b.sibling {
 		if m := s.members[pair{n.handle, b.handle}]; m != nil {
+			n.recent = m
 			return m
 		}
 	}
@@ -144,7 +152,7 @@ func (s *State) activate(b *swarm) {
 	take := func() (t bitset) { t, sets = sets[:words(b.n):words(b.n)], sets[words(b.n):]; return t }
 	b.active = &active{
 		nodes: newTally(b.n), seeds: newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
-		hold: newCounts(b.n), need: newCounts(b.n),
+		hold: newCounts(b.n), need: newCounts(b.n), recent: make([][recents]*member, b.n),
 		proved: take(), held: take(), needed: take(), reading: take(),
 	}
 	b.ofSeeds = []*tally{b.seeds}
