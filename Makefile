@@ -14,6 +14,9 @@ PKG ?= ./...
 # Which end-to-end tests `make lab` runs.
 LAB ?= Faults|Refusals|Killed|Hangs|Stops|Restart|Swarm|ColdNodes
 
+# Flags of the load program of `make load`.
+LOAD ?=
+
 BIN := bin
 TOOLS := .cache/bin
 LINTER := $(TOOLS)/golangci-lint
@@ -27,7 +30,7 @@ ifeq ($(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo yes),)
 export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
 endif
 
-.PHONY: help build test needs vet house unit e2e lint race fuzz bench sim lab demo proto proto-check clean
+.PHONY: help build test needs vet house unit e2e lint race fuzz bench sim lab load demo proto proto-check clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +72,9 @@ sim: ## run the tests of the scheduler's core, its random simulations among them
 
 lab: ## run the end-to-end tests of swarms and faults, verbosely; needs root
 	$(GO) test -v -count=1 -timeout 20m -run '$(LAB)' ./e2e
+
+load: ## measure a scheduler with 5,000 attending streams at 20,000 leases a second; LOAD='--streams 500 …' changes it
+	$(GO) run ./e2e/load run $(LOAD)
 
 demo: build ## show four nodes pull one image on this machine; KEEP=1 leaves them running
 	$(GO) run ./e2e/demo -bin $(BIN)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/scheduler/sim"
 )
 
 const defaultFile = "/etc/damselfly/scheduler.yaml"
@@ -86,6 +87,7 @@ explained.`,
 		newServeCommand(options),
 		newTokenCommand(openCA, makeCA),
 		newNodeCommand(openCA),
+		newSimCommand(sim.Run),
 		config.Command(func() any { c := DefaultConfig(); return &c }, options),
 	)
 	return root

@@ -151,3 +151,49 @@ func (m *member) hasAll(l *lease) bool {
 	}
 	return true
 }
+
+// classify looks whether n is a laggard, far slower than most: it is not worth a slot
+// while somebody else can serve, and what is on its way to it is as good as nowhere.
+func (s *State) classify(n *node) {
+	if n.seed {
+		return
+	}
+	least := s.usualRate / slower
+	if n.lags {
+		least *= 2 // no to and fro
+	}
+	lags := n.downRate > 0 && n.downRate < least || n.upRate > 0 && n.upRate < least
+	if lags == n.lags {
+		return
+	}
+	n.lags = lags
+	for _, m := range n.members {
+		if m.b.active == nil {
+			continue
+		}
+		counted := m.counted
+		s.uncount(m)
+		from := m.tallies
+		m.b.settle(m)
+		if m.rx != nil {
+			s.recount(m, from)
+		}
+		if counted {
+			s.count(m)
+		}
+	}
+}
+
+// recount moves what is on its way to m from the tallies where it was counted.
+func (s *State) recount(m *member, from []*tally) {
+	to := m.tallies
+	for w, x := range m.rx.pend {
+		if x == 0 {
+			continue
+		}
+		m.addCopies(w, x)
+		m.tallies = from
+		s.dropCopies(m, w, x)
+		m.tallies = to
+	}
+}

@@ -138,11 +138,12 @@ func checkCounts(t failing, b *swarm) {
 	if running != b.running {
 		t.Fatalf("%s: running %d, counted %d", b.digest, running, b.running)
 	}
-	checkTally(t, b, "nodes", b.nodes, func(n *node) bool { return !n.seed })
+	checkTally(t, b, "nodes", b.nodes, func(n *node) bool { return !n.seed && !n.lags })
+	checkTally(t, b, "laggards", b.laggards, func(n *node) bool { return n.lags })
 	checkTally(t, b, "seeds", b.seeds, func(n *node) bool { return n.seed })
 	for at, tally := range b.places {
 		checkTally(t, b, fmt.Sprint(at), tally, func(n *node) bool {
-			return !n.seed && n.region == at.region && (at.zone == "" || n.zone == at.zone) && (at.rack == "" || n.rack == at.rack)
+			return !n.seed && !n.lags && n.region == at.region && (at.zone == "" || n.zone == at.zone) && (at.rack == "" || n.rack == at.rack)
 		})
 	}
 	for p := range b.n {
@@ -253,6 +254,9 @@ func checkWaiting(t failing, s *State, b *swarm) {
 				continue
 			}
 			for p := range b.n {
+				if (h.n.lags || m.n.lags && b.scarce) && b.nodes.taken(p>>6)&bit(p) != 0 || m.n.lags && b.scarce {
+					continue
+				}
 				if rx.wants(p) && !m.has(p) && !rx.pend.has(p) && h.has(p) && b.chain.Proves(p) {
 					t.Fatalf("%s: %s waits for piece %d, which %s could serve now (scarce %v, leases %d, thirst %d at %d)", b.digest, m.n.id, p, h.n.id, b.scarce, rx.leases, rx.thirst, s.now)
 				}

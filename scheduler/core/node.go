@@ -25,6 +25,7 @@ type node struct {
 	cost         int64 // of its members, in bytes
 
 	upRate, downRate int64 // bytes per second, 0 while unknown
+	lags             bool  // one of them is far below the usual
 	expiries         uint8 // leases in a row that this receiver let run out
 
 	barred      bool // does not count as a holder: gone or quarantined

@@ -51,7 +51,7 @@ func (s *State) wholeGroups(m *member, cand bitset, length int) bool {
 		any |= cand[w]
 	}
 	if any == 0 && m.rx.leases == 0 {
-		s.thirst(m)
+		s.thirst(m, s.cfg.NearTime)
 	}
 	return any != 0
 }

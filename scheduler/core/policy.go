@@ -215,10 +215,9 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		return any != 0
 	}
 	st := m.site
-	laggard := m.b.scarce && m.n.downRate > 0 && m.n.downRate < s.usualRate/slower
 	for w := range cand {
 		cand[w] = st.reach(w) & m.missingWord(w)
-		if laggard { // it would be long until anybody has from it what nobody else has
+		if m.n.lags && m.b.scarce { // it would be long until anybody has from it what nobody else has
 			cand[w] &= m.b.nodes.taken(w)
 		}
 		any |= cand[w]
@@ -238,16 +237,20 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		}
 	}
 	if any == 0 {
-		s.thirst(m)
+		wait := s.cfg.NearTime
+		if len(st.levels) == 1 {
+			wait *= 10 // only seeds have it to spare, and they have better to do
+		}
+		s.thirst(m, wait)
 	}
 	return any != 0
 }
 
 // thirst has m, which has nothing to do but waits for better, looked at after a
 // while: then it takes what there is.
-func (s *State) thirst(m *member) {
+func (s *State) thirst(m *member, wait Time) {
 	if s.now >= m.rx.thirst {
-		m.rx.thirst = s.now + s.cfg.NearTime
+		m.rx.thirst = s.now + wait
 		s.wakeMember(m, m.rx.thirst)
 	}
 }
@@ -260,7 +263,7 @@ const pollTime = 50 * Millisecond
 func (s *State) picked(m *member, cand bitset) (any uint64) {
 	b := m.b
 	clear(cand)
-	for _, spares := range [...][]*member{b.nodes.spares, b.seeds.spares} {
+	for _, spares := range [...][]*member{b.nodes.spares, b.seeds.spares, b.laggards.spares} {
 		for _, h := range spares {
 			if s.avoids(m.rx.avoids, h.n) {
 				continue

@@ -63,7 +63,7 @@ func (s *State) rarest(b *swarm, cand bitset, from, end int) int {
 }
 
 // holder picks who serves piece p to m among those in the nearest place that can,
-// seeds last: it compares a bounded number, from a random place on.
+// then seeds, then laggards: it compares a bounded number, from a random place on.
 func (rarestPolicy) holder(s *State, m *member, p int) *member {
 	st := m.site
 	for i := len(st.levels) - 1; i >= 0; i-- {
@@ -79,7 +79,10 @@ func (rarestPolicy) holder(s *State, m *member, p int) *member {
 			}
 		}
 	}
-	return s.sample(m, m.b.seeds.spares, p)
+	if h := s.sample(m, m.b.seeds.spares, p); h != nil {
+		return h
+	}
+	return s.sample(m, m.b.laggards.spares, p)
 }
 
 // maxTries is after how many that may or may not hold the piece the best so far is
@@ -91,8 +94,8 @@ const maxTries = 32
 // many others.
 const recents = 8
 
-// sample picks the best of some of the holders of piece p in a list: the fast
-// before the far slower, then the one with most free slots, then the most complete,
+// sample picks the best of some of the holders of piece p in a list: the one with
+// most free slots, then the most complete,
 // which leaves the others to those whom only they can serve.
 func (s *State) sample(m *member, spares []*member, p int) *member {
 	var best *member
@@ -121,22 +124,15 @@ func (s *State) sample(m *member, spares []*member, p int) *member {
 }
 
 // rank orders holders; lower is better, fields before others.
-type rank struct{ slow, busy, lacks int }
+type rank struct{ busy, lacks int }
 
 func (r rank) before(o rank) bool {
-	switch {
-	case r.slow != o.slow:
-		return r.slow < o.slow
-	case r.busy != o.busy:
+	if r.busy != o.busy {
 		return r.busy < o.busy
 	}
 	return r.lacks < o.lacks
 }
 
 func (s *State) rank(n *node, h *member) rank {
-	r := rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
-	if h.n.upRate > 0 && h.n.upRate < n.downRate/slower {
-		r.slow = 1
-	}
-	return r
+	return rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
 }

@@ -59,6 +59,7 @@ func (b *swarm) siteOf(at place) *site {
 		t.sites = append(t.sites, st)
 	}
 	b.seeds.sites = append(b.seeds.sites, st)
+	b.laggards.sites = append(b.laggards.sites, st)
 	b.sites[at] = st
 	return st
 }
@@ -67,8 +68,11 @@ func (b *swarm) siteOf(at place) *site {
 func (b *swarm) settle(m *member) {
 	m.site = b.siteOf(m.n.place)
 	m.tallies = m.site.levels
-	if m.n.seed {
+	switch {
+	case m.n.seed:
 		m.tallies = b.ofSeeds
+	case m.n.lags:
+		m.tallies = b.ofLaggards
 	}
 }
 
@@ -76,7 +80,7 @@ func (b *swarm) settle(m *member) {
 // own rack, zone or region; and from beyond what nobody there has or is about to
 // get, so that each piece crosses a border once. Seeds stand beyond all nodes, as
 // long as there are pieces that only they can bring in: each is sent once before
-// any is sent twice.
+// any is sent twice. Laggards are asked for what no other node has or gets.
 func (st *site) reach(w int) uint64 {
 	open := st.b.proved[w]
 	got := uint64(0)
@@ -87,12 +91,12 @@ func (st *site) reach(w int) uint64 {
 			open &^= t.taken(w)
 		}
 	}
-	return got | st.b.seeds.available(w)&open
+	return got | st.b.seeds.available(w)&open | st.b.laggards.available(w)&open&^st.b.nodes.taken(w)
 }
 
 // anywhere is word w of the pieces that somebody could send now.
 func (b *swarm) anywhere(w int) uint64 {
-	return (b.nodes.available(w) | b.seeds.available(w)) & b.proved[w]
+	return (b.nodes.available(w) | b.seeds.available(w) | b.laggards.available(w)) & b.proved[w]
 }
 
 // ration looks whether there are needed pieces that no node has or is about to get.

@@ -31,7 +31,9 @@ type active struct {
 	proved bitset // pieces whose links are known
 
 	nodes, seeds *tally
-	ofSeeds      []*tally         // seeds alone
+	laggards     *tally   // nodes far slower than usual
+	ofSeeds      []*tally // seeds alone
+	ofLaggards   []*tally
 	places       map[place]*tally // of nodes that stand in a region, a zone of it, a rack of that
 	scarce       bool             // there are pieces that only seeds can bring in
 	sites        map[place]*site
@@ -151,11 +153,11 @@ func (s *State) activate(b *swarm) {
 	sets := make(bitset, 4*words(b.n))
 	take := func() (t bitset) { t, sets = sets[:words(b.n):words(b.n)], sets[words(b.n):]; return t }
 	b.active = &active{
-		nodes: newTally(b.n), seeds: newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
+		nodes: newTally(b.n), seeds: newTally(b.n), laggards: newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
 		hold: newCounts(b.n), need: newCounts(b.n), recent: make([][recents]*member, b.n),
 		proved: take(), held: take(), needed: take(), reading: take(),
 	}
-	b.ofSeeds = []*tally{b.seeds}
+	b.ofSeeds, b.ofLaggards = []*tally{b.seeds}, []*tally{b.laggards}
 	b.forgetLinks()
 	s.pieces += b.n
 	if len(s.cand) < words(b.n) {
@@ -183,7 +185,7 @@ func (s *State) deactivate(b *swarm) {
 }
 
 // whole is how many members hold every piece.
-func (b *swarm) whole() int { return b.nodes.full + b.seeds.full }
+func (b *swarm) whole() int { return b.nodes.full + b.seeds.full + b.laggards.full }
 
 // needMore and needLess keep the count of those who need the pieces x of word w.
 func (b *swarm) needMore(w int, x uint64) {

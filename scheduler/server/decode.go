@@ -26,6 +26,10 @@ const (
 type decoder struct {
 	node string
 	seed bool
+
+	// Of raw.
+	last string // digest of the last Have: nodes tell of the same blob again and again
+	err  error
 }
 
 // attend reads the first event of a stream.
@@ -74,6 +78,7 @@ func address(s string) error {
 type message struct {
 	events []core.Event
 	pings  []uint64
+	memory *memory // that events use; nil: their own
 }
 
 func (d decoder) message(m *damselflyv1.NodeMessage) (message, error) {
@@ -119,10 +124,8 @@ func (d decoder) event(e *damselflyv1.NodeEvent) (core.Event, error) {
 			Node: d.node, Upload: int(min(e.Slots.GetUpload(), 1<<16)), Download: int(min(e.Slots.GetDownload(), 1<<16)),
 		}, nil
 	case *damselflyv1.NodeEvent_Done:
-		return &core.Done{
-			Node: d.node, Lease: e.Done.GetLease(), Bytes: int64(min(e.Done.GetBytes(), blob.MaxSize)),
-			Time: core.Time(min(e.Done.GetMicroseconds(), 1<<40)) * core.Microsecond,
-		}, nil
+		done := d.done(e.Done.GetLease(), e.Done.GetBytes(), e.Done.GetMicroseconds())
+		return &done, nil
 	case *damselflyv1.NodeEvent_Failed:
 		return &core.Failed{
 			Node: d.node, Lease: e.Failed.GetLease(), Reason: core.Reason(min(max(e.Failed.GetReason(), 0), 255)),
@@ -162,15 +165,28 @@ func (d decoder) have(h *damselflyv1.Have) (core.Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	links := len(h.GetLinks()) / g.LinkSize()
-	if len(h.GetLinks())%g.LinkSize() != 0 || int64(h.GetFirstLink())+int64(links) > int64(l.Pieces()) {
-		return nil, fmt.Errorf("have.links: %d bytes from link %d; the blob has %d links of %d bytes",
-			len(h.GetLinks()), h.GetFirstLink(), l.Pieces(), g.LinkSize())
+	if err := checkLinks(g, l, uint64(h.GetFirstLink()), h.GetLinks()); err != nil {
+		return nil, err
 	}
 	return &core.Have{
 		Node: d.node, Digest: g, Size: l.Size(), Runs: runs,
 		FirstLink: int(h.GetFirstLink()), Links: h.GetLinks(), Sealed: h.GetSealed(),
 	}, nil
+}
+
+func (d decoder) done(lease, bytes, microseconds uint64) core.Done {
+	return core.Done{
+		Node: d.node, Lease: lease, Bytes: int64(min(bytes, blob.MaxSize)),
+		Time: core.Time(min(microseconds, 1<<40)) * core.Microsecond,
+	}
+}
+
+func checkLinks(g blob.Digest, l blob.Layout, first uint64, links []byte) error {
+	n := len(links) / g.LinkSize()
+	if len(links)%g.LinkSize() != 0 || int64(first)+int64(n) > int64(l.Pieces()) {
+		return fmt.Errorf("have.links: %d bytes from link %d; the blob has %d links of %d bytes", len(links), first, l.Pieces(), g.LinkSize())
+	}
+	return nil
 }
 
 func digest(field, s string) (blob.Digest, error) {
@@ -199,13 +215,21 @@ func readRuns(field string, l blob.Layout, wire []*damselflyv1.Run) ([]blob.Run,
 	}
 	out := make([]blob.Run, 0, len(wire))
 	for _, r := range wire {
-		run := blob.Run{First: int(r.GetFirst()), Count: int(r.GetCount())}
-		if err := l.Check(run); err != nil {
-			return nil, fmt.Errorf("%s: %w", field, err)
-		}
-		out = append(out, run)
+		out = append(out, blob.Run{First: int(r.GetFirst()), Count: int(r.GetCount())})
 	}
-	return out, nil
+	return out, checkRuns(field, l, out)
+}
+
+func checkRuns(field string, l blob.Layout, runs []blob.Run) error {
+	if len(runs) > l.Pieces() {
+		return fmt.Errorf("%s: %d runs of a blob of %d pieces", field, len(runs), l.Pieces())
+	}
+	for _, r := range runs {
+		if err := l.Check(r); err != nil {
+			return fmt.Errorf("%s: %w", field, err)
+		}
+	}
+	return nil
 }
 
 func origin(o *damselflyv1.Origin) (*core.Origin, error) {
@@ -224,49 +248,4 @@ func origin(o *damselflyv1.Origin) (*core.Origin, error) {
 		Kind: core.OriginKind(min(max(o.GetKind(), 0), 255)), Registry: o.GetRegistry(),
 		Repository: o.GetRepository(), URL: o.GetUrl(), Private: o.GetPrivate(),
 	}, nil
-}
-
-// encode is the wire form of a decision.
-func encode(d *core.Decision) *damselflyv1.Decision {
-	g := d.Digest.String()
-	switch d.Kind {
-	case core.Lease:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Lease{Lease: encodeLease(d)}}
-	case core.Cancel:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Cancel{Cancel: &damselflyv1.Cancel{Leases: []uint64{d.ID}}}}
-	case core.Queued:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Queued{Queued: &damselflyv1.Queued{Digest: g}}}
-	case core.Revoke:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Revoke{Revoke: &damselflyv1.Revoke{Digest: g}}}
-	case core.Tell:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Tell{Tell: &damselflyv1.Tell{Digest: g}}}
-	default:
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Refuse{Refuse: &damselflyv1.Refuse{
-			Digest: g, Reason: d.Reason, RetryAfterMs: uint64(d.RetryAfter / core.Millisecond),
-		}}}
-	}
-}
-
-func encodeLease(d *core.Decision) *damselflyv1.Lease {
-	l := &damselflyv1.Lease{
-		Id: d.ID, Digest: d.Digest.String(), Size: uint64(d.Size),
-		Run:        &damselflyv1.Run{First: uint32(d.Run.First), Count: uint32(d.Run.Count)},
-		DeadlineMs: uint64(d.Deadline / core.Millisecond), FirstLink: uint32(d.FirstLink), Links: d.Links,
-	}
-	if o := d.Origin; o != nil {
-		l.Origin = &damselflyv1.Origin{
-			Kind: damselflyv1.Origin_Kind(o.Kind), Registry: o.Registry, Repository: o.Repository, Url: o.URL, Private: o.Private,
-		}
-		l.OnBehalf = encodeHolder(d.OnBehalf)
-		return l
-	}
-	l.Holder = encodeHolder(d.Holder)
-	return l
-}
-
-func encodeHolder(p core.Peer) *damselflyv1.Holder {
-	if p.Node == "" {
-		return nil
-	}
-	return &damselflyv1.Holder{Node: p.Node, Address: p.Address}
 }

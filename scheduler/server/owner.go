@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -10,108 +9,167 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
-// Run owns the state until ctx ends and returns ctx's error, or that of the
-// trace. Streams are ended then. It is called once.
+// Run owns the state until ctx ends and returns ctx's error, or what the core
+// failed of again and again. Streams are ended then. It is called once.
 func (s *Server) Run(ctx context.Context) error {
-	defer close(s.stopped)
-	s.start = time.Now()
-	due := time.NewTimer(time.Hour)
-	defer due.Stop()
-	silent := time.NewTimer(time.Hour)
-	defer silent.Stop()
+	defer s.stop()
+	if s.cfg.Trace != nil {
+		s.trace = newTracer(s.cfg.Trace, s.log)
+		defer s.trace.close()
+	}
+	s.trace.seed(s.cfg.Seed)
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case e := <-s.inbox:
-			s.take(e)
-			s.takeMore()
-		case <-due.C:
-			s.apply(&core.Tick{})
-		case <-silent.C:
-			s.endSilent()
-		}
-		s.sendOut()
-		s.metrics.show(s.state.Stats())
-		if err := s.flushTrace(); err != nil {
+		if err := s.wait(ctx, timer); err != nil {
 			return err
 		}
-		s.wind(due, silent)
-	}
-}
-
-// takeMore takes what has come meanwhile, so that one round of sending serves
-// many messages.
-func (s *Server) takeMore() {
-	for range batchLimit {
-		select {
-		case e := <-s.inbox:
-			s.take(e)
-		default:
-			return
+		if err := s.guard(s.round); err != nil {
+			return err
 		}
 	}
 }
 
-// wind sets the timers: for the state's next deadline, rounded up so that
-// deadlines close to each other cost one wake, and for the next look for silent
-// nodes.
-func (s *Server) wind(due, silent *time.Timer) {
-	if at, ok := s.state.Due(); ok {
-		due.Reset(max(time.Duration(at-s.now()), 0).Truncate(tick) + tick)
-	} else {
-		due.Stop()
+// stop ends all streams, those too that the owner has not heard of.
+func (s *Server) stop() {
+	over := status.New(codes.Unavailable, "the scheduler is stopping")
+	waiting := append(s.batch[s.at:], s.inbox.close()...)
+	for _, e := range waiting {
+		e.from.end(over)
 	}
-	if len(s.streams) == 0 {
-		silent.Stop()
-		return
+	for _, a := range s.streams {
+		a.end(over)
 	}
-	if s.state.Stats().Leases > 0 {
-		s.lookAt = earlier(s.lookAt, time.Now().Add(look))
-	}
-	silent.Reset(time.Until(s.lookAt))
+	s.senders.close()
 }
 
-func (s *Server) now() core.Time { return core.Time(time.Since(s.start)) }
+// wait returns when there is something to do, or ctx's error.
+func (s *Server) wait(ctx context.Context, timer *time.Timer) error {
+	if s.at == len(s.batch) {
+		s.batch, s.at = s.inbox.take(s.batch), 0
+	}
+	if len(s.batch) > 0 {
+		return ctx.Err()
+	}
+	now := s.since()
+	s.look(now, 0) // nothing waits
+	s.behind.Store(0)
+	timer.Reset(s.wake - now)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.inbox.wake:
+		s.batch = s.inbox.take(s.batch)
+	case <-timer.C:
+	case set, ok := <-s.members:
+		s.gotMembers(set, ok)
+	}
+	return nil
+}
+
+// next is when there is something to do even if nobody says anything.
+func (s *Server) next() time.Duration {
+	at := s.since() + time.Hour
+	if due, ok := s.dueAt(); ok {
+		at = min(at, due)
+	}
+	if len(s.streams) > 0 {
+		at = min(at, s.lookAt)
+	}
+	if due, ok := s.trace.due(); ok {
+		at = min(at, due)
+	}
+	return at
+}
+
+// dueAt is when the state gets its next Tick: its deadline, rounded up so that
+// deadlines close to each other cost one wake.
+func (s *Server) dueAt() (time.Duration, bool) {
+	at, ok := s.state.Due()
+	return max(time.Duration(at).Truncate(tick), s.ticked) + tick, ok
+}
+
+// round takes a part of what has come, and sends what was decided of it: each
+// stream is woken once a round.
+func (s *Server) round() {
+	for range min(batchLimit, len(s.batch)-s.at) {
+		e := s.batch[s.at]
+		s.at++
+		s.take(e)
+		e.from.reuse(e.message.memory)
+	}
+	now := s.since()
+	if due, ok := s.dueAt(); ok && now >= due {
+		s.ticked = now
+		s.apply(&core.Tick{})
+		s.assign()
+	}
+	if s.state.Stats().Leases > 0 {
+		s.lookAt = min(s.lookAt, now+look)
+	}
+	if len(s.streams) > 0 && now >= s.lookAt {
+		s.endSilent(now)
+	}
+	s.lookAtMembers()
+	s.sendOut()
+	s.metrics.show(s.state.Stats())
+	s.trace.flush(now)
+	s.wake = s.next()
+}
+
+// since is the time since the server was made.
+func (s *Server) since() time.Duration { return time.Since(s.epoch) }
 
 func (s *Server) take(e envelope) {
 	node := e.from.node
+	now := s.since()
 	if !e.left {
-		<-e.from.room
+		s.took = append(s.took, e.from)
+		s.behind.Store(int64(now - e.came))
+		s.look(now, now-e.came)
 	}
 	switch {
 	case e.attend != nil:
-		if old, ok := s.streams[node]; ok {
-			old.end(status.New(codes.Aborted, "the node has opened another stream"))
-		}
-		if len(s.streams) == 0 {
-			s.lookAt = time.Now().Add(silentIdle)
-		}
-		s.streams[node] = &attendance{stream: e.from}
-		s.apply(e.attend)
-		s.log.Info("a node attends", zap.String("node", node), zap.Bool("seed", e.attend.Seed), zap.String("address", e.attend.Address))
+		s.attend(e, now)
 	case e.left:
 		s.leave(e.from, "its stream ended")
+		s.assign()
 		return
 	}
 	a, ok := s.streams[node]
 	if !ok || a.stream != e.from {
 		return // a stream that was replaced or given up
 	}
-	a.heard = time.Now()
 	for _, event := range e.message.events {
-		s.apply(event)
+		if s.admit(a, event) {
+			s.apply(event)
+			s.assign()
+		}
 	}
-	if len(e.message.pings) > 0 {
-		s.sendOut() // a pong says that what came before it was decided
+	for _, n := range e.message.pings { // a pong says that what came before it was decided
+		s.tell(a, item{pong: n})
 	}
-	for _, n := range e.message.pings {
-		a.tell(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
+}
+
+func (s *Server) attend(e envelope, now time.Duration) {
+	node := e.from.node
+	if old, ok := s.streams[node]; ok {
+		old.end(status.New(codes.Aborted, "the node has opened another stream"))
 	}
+	if len(s.streams) == 0 {
+		s.lookAt = now + silentIdle
+	}
+	a := &attendance{stream: e.from}
+	s.streams[node] = a
+	if s.told != nil {
+		s.tell(a, item{wire: s.told})
+	}
+	s.apply(e.attend)
+	s.assign()
+	s.log.Info("a node attends", zap.String("node", node), zap.Bool("seed", e.attend.Seed), zap.String("address", e.attend.Address))
 }
 
 // leave forgets a node, unless another stream of it has come since.
@@ -126,17 +184,18 @@ func (s *Server) leave(st *stream, why string) {
 }
 
 // endSilent gives up nodes that have said nothing for too long.
-func (s *Server) endSilent() {
-	now := time.Now()
-	s.lookAt = now.Add(silentIdle)
+func (s *Server) endSilent(now time.Duration) {
+	s.lookAt = now + silentIdle
 	var gone []string
 	for node, a := range s.streams {
-		limit := silentIdle
-		if s.state.Running(node) > 0 {
-			limit = silentBusy
+		quiet, limit := a.silent(now), silentIdle
+		// A node without leases need not say anything for a while: what it has not
+		// answered counts from the lease.
+		if unanswered := min(quiet, now-a.asked); unanswered >= silentBusy && s.state.Running(node) > 0 {
+			quiet, limit = unanswered, silentBusy
 		}
-		if until := a.heard.Add(limit); now.Before(until) {
-			s.lookAt = earlier(s.lookAt, until)
+		if quiet < limit {
+			s.lookAt = min(s.lookAt, now+limit-quiet)
 		} else {
 			gone = append(gone, node)
 		}
@@ -145,53 +204,73 @@ func (s *Server) endSilent() {
 	for _, node := range gone {
 		st := s.streams[node].stream
 		s.leave(st, "it was silent")
+		s.assign()
 		st.end(status.New(codes.DeadlineExceeded, "the scheduler has not heard from this node; attend again"))
 	}
 }
 
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
-}
-
+// apply gives the state one event. What it decides waits in s.out for assign.
 func (s *Server) apply(e core.Event) {
-	now := s.now()
-	if s.trace != nil {
-		s.line = append(core.AppendEvent(s.line[:0], now, e), '\n')
-		_, _ = s.trace.Write(s.line) // a failed write shows at the flush
-	}
-	before, started := len(s.out), time.Now()
+	started := s.since()
+	now := core.Time(started)
+	s.applying = e
+	s.trace.event(now, e)
+	before := len(s.out)
 	s.out = s.state.Apply(now, e, s.out)
-	s.metrics.applied(e, time.Since(started), s.out[before:])
+	s.applying = nil
+	s.trace.decisions(s.out[before:])
+	s.metrics.applied(e, s.since()-started, s.out[before:])
 }
 
-// sendOut puts what was decided into the outboxes, in order.
-func (s *Server) sendOut() {
+// assign gives what was decided to those whom it is for, in order.
+func (s *Server) assign() {
 	for i := range s.out {
 		d := &s.out[i]
-		if a, ok := s.streams[d.To]; ok {
-			a.tell(encode(d))
+		a, ok := s.streams[d.To]
+		if !ok {
+			continue
 		}
+		switch d.Kind {
+		case core.Refuse:
+			delete(a.wants, d.Digest)
+		case core.Lease:
+			if heard := time.Duration(a.heard.Load()); a.asked <= heard {
+				a.asked = s.since()
+			}
+		}
+		s.tell(a, item{core: *d})
 	}
 	clear(s.out)
 	s.out = s.out[:0]
 }
 
-// tell queues a decision, or gives up a node that lets too many pile up.
-func (a *attendance) tell(d *damselflyv1.Decision) {
-	if !a.put(d) {
-		a.end(status.New(codes.ResourceExhausted, "the node does not take its decisions; attend again"))
+// tell has something sent to a node at the end of the round, behind what is for it
+// already.
+func (s *Server) tell(a *attendance, i item) {
+	if len(a.batch) == 0 {
+		s.touched = append(s.touched, a)
 	}
+	a.batch = append(a.batch, i)
 }
 
-func (s *Server) flushTrace() error {
-	if s.trace == nil {
-		return nil
+// sendOut puts what each node is told into its outbox, or gives up a node that lets
+// too much pile up.
+func (s *Server) sendOut() {
+	for _, a := range s.touched {
+		if !a.put(a.batch) {
+			a.end(status.New(codes.ResourceExhausted, notTaken))
+		}
+		clear(a.batch)
+		a.batch = a.batch[:0]
+		if cap(a.batch) > spareItems {
+			a.batch = nil
+		}
 	}
-	if err := s.trace.Flush(); err != nil {
-		return fmt.Errorf("writing the trace: %w", err)
+	clear(s.touched)
+	s.touched = s.touched[:0]
+	for _, st := range s.took {
+		st.taken()
 	}
-	return nil
+	clear(s.took)
+	s.took = s.took[:0]
 }

@@ -1,16 +1,25 @@
 // Package server drives scheduler/core: it turns the streams of nodes into events
-// and decisions into messages. One goroutine owns the State; every stream has its
-// own sender, so that a slow node delays nobody else. It decides nothing itself
-// and keeps nothing on disk. The scheduler's main builds and runs it.
+// and decisions into messages. It decides nothing itself and keeps nothing on disk.
+// The scheduler's main builds and runs it.
+//
+// One goroutine owns the State; every stream has others that decode what comes and
+// encode what goes, so that a slow node delays nobody else and the owner does nothing
+// but decide. When it falls behind all the same, new wants are told to come again
+// (admission). When the core panics, it begins anew with an empty State, and the
+// nodes tell it what they hold and want (restart).
+//
+// One process has one owner, and so one shard of the cluster's blobs; more schedulers
+// spread blobs over more owners (pkg/ring). DESIGN.md beside this file says what one
+// carries.
 package server
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,7 +27,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
@@ -27,8 +38,7 @@ import (
 const Protocol = 1
 
 const (
-	inboxLimit = 4096 // messages that wait for the owner of the state
-	batchLimit = 512  // messages taken between two rounds of sending
+	batchLimit = 128 // messages taken between two rounds of sending
 	tick       = 50 * time.Millisecond
 	look       = time.Second // between two looks for silent nodes while leases run
 	// silentBusy and silentIdle are how long a node may say nothing, with leases
@@ -48,9 +58,16 @@ type Config struct {
 	// Caller says who opened a stream: the peer ID and role ("node" or "seed")
 	// of its certificate; false refuses the stream.
 	Caller func(context.Context) (id, role string, ok bool)
-	// Trace, if not nil, gets "# seed" and the seed in a line, then every event,
-	// one a line, in the text form of core.AppendEvent.
+	// Trace, if not nil, gets "# seed" and the seed in a line, then every event in a
+	// line of its own, in the text form of core.AppendEvent, with the decisions that
+	// it led to below it, each behind a tab in the form of core.AppendDecision. It is
+	// written a second late at most. Where it cannot be written, the log says so and
+	// the scheduler goes on without.
 	Trace io.Writer
+	// Schedulers gives the set of the cluster's schedulers, this one among them, each
+	// time that it changes. Nodes are told the last one, when they attend and when it
+	// comes. nil, or nothing in it: this one is alone and nobody is told.
+	Schedulers <-chan []Scheduler
 	// Release is what nodes are told that they attend.
 	Release string
 }
@@ -61,32 +78,45 @@ type Server struct {
 	cfg     Config
 	log     *zap.Logger
 	metrics *metrics
-	inbox   chan envelope
-	stopped chan struct{} // closed when Run has returned
+	epoch   time.Time
+	inbox   *inbox
+	behind  atomic.Int64 // how long what the owner took last had waited, in nanoseconds
+	senders senders
 
 	// Owned by Run.
-	state   *core.State
-	start   time.Time
-	streams map[string]*attendance
-	lookAt  time.Time // for silent nodes
-	out     []core.Decision
-	trace   *bufio.Writer
-	line    []byte
+	newState  func(seed uint64) mind
+	state     mind
+	streams   map[string]*attendance
+	batch     []envelope    // taken from the inbox
+	at        int           // of the batch, what comes next
+	took      []*stream     // of which this round has taken messages
+	lookAt    time.Duration // for silent nodes
+	ticked    time.Duration
+	wake      time.Duration   // when the next round is due, if nothing comes before
+	applying  core.Event      // that the state has not taken yet
+	out       []core.Decision // of the event at hand
+	touched   []*attendance   // with something to send
+	members   <-chan []Scheduler
+	told      *damselflyv1.Decision // who the schedulers are
+	trace     *tracer
+	admission admission
+	failures  []time.Duration // of the core, within restartsWithin
+}
+
+// mind is the state that is driven: a core.State.
+type mind interface {
+	Apply(core.Time, core.Event, []core.Decision) []core.Decision
+	Due() (core.Time, bool)
+	Running(node string) int
+	Stats() core.Stats
 }
 
 // attendance is a node that attends, as the owner of the state sees it.
 type attendance struct {
 	*stream
-	heard time.Time
-}
-
-// envelope is what a stream gives the owner: its beginning, a message, or its
-// end.
-type envelope struct {
-	from    *stream
-	attend  *core.Attend
-	message message
-	left    bool
+	wants map[blob.Digest]struct{} // that were admitted
+	batch []item                   // for the outbox, at the end of the round
+	asked time.Duration            // the first lease since the node was heard last
 }
 
 // New returns a server that knows nobody. reg may be nil.
@@ -98,13 +128,11 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Server, error
 		cfg.Seed = rand.Uint64()
 	}
 	s := &Server{
-		cfg: cfg, log: log, inbox: make(chan envelope, inboxLimit), stopped: make(chan struct{}),
-		state: core.New(cfg.Core, cfg.Seed), streams: map[string]*attendance{},
+		cfg: cfg, log: log, epoch: time.Now(), inbox: newInbox(),
+		newState: func(seed uint64) mind { return core.New(cfg.Core, seed) },
+		streams:  map[string]*attendance{}, members: cfg.Schedulers,
 	}
-	if cfg.Trace != nil {
-		s.trace = bufio.NewWriterSize(cfg.Trace, 64<<10)
-		_, _ = fmt.Fprintf(s.trace, "# seed %d\n", cfg.Seed) // a failed write shows at the flush
-	}
+	s.state = s.newState(cfg.Seed)
 	var err error
 	if s.metrics, err = newMetrics(reg); err != nil {
 		return nil, fmt.Errorf("registering the scheduler's metrics: %w", err)
@@ -132,80 +160,57 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	st := newStream(id)
-	st.put(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{Protocol: Protocol, Release: s.cfg.Release}}})
-	if !s.submit(st, envelope{from: st, attend: attend, message: rest}) {
+	st := newStream(id, &s.senders, g.Send)
+	st.put([]item{{wire: &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{Protocol: Protocol, Release: s.cfg.Release}}}}})
+	if !s.submit(st, envelope{attend: attend, message: rest}) {
 		return status.Error(codes.Unavailable, "the scheduler is stopping")
 	}
-	// Both end with the stream, which ends when this returns. Sending is not done
-	// here: a node that takes nothing would keep its own end from it.
+	// Whoever sends or receives ends with the stream, which ends when this returns.
+	// Neither is done here: gRPC offers no other way to end a stream with a status
+	// than to return it, and a node that takes nothing, or says nothing, must not
+	// keep its own end from it.
 	go s.receive(g, st, d)
-	go s.send(g, st)
-	select {
-	case <-st.ended:
-	case <-s.stopped:
-		st.end(status.New(codes.Unavailable, "the scheduler is stopping"))
-	case <-g.Context().Done():
-		st.end(status.FromContextError(g.Context().Err()))
-	}
-	select {
-	case s.inbox <- envelope{from: st, left: true}:
-	case <-s.stopped:
-	}
+	<-st.ended
+	s.inbox.add(envelope{from: st, left: true})
 	return st.why()
 }
 
-// submit gives the owner an envelope, waiting for room: that holds back the node
-// that talks too much, by its own stream's flow control. It is false when the
-// stream has been ended or the server stops.
-func (s *Server) submit(st *stream, e envelope) bool {
-	select {
-	case st.room <- struct{}{}:
-	case <-st.ended:
-		return false
-	case <-s.stopped:
-		return false
-	}
-	select {
-	case s.inbox <- e:
-		return true
-	case <-st.ended:
-		return false
-	case <-s.stopped:
-		return false
-	}
-}
-
+// receive reads until the stream ends, and ends it where the node does.
 func (s *Server) receive(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], st *stream, d decoder) {
+	// A message without fields keeps what comes as bytes, for decoder.raw.
+	var m emptypb.Empty
 	for {
-		m, err := g.Recv()
-		if err != nil {
+		if err := g.RecvMsg(&m); err != nil {
 			st.end(status.New(codes.Canceled, "the node has left"))
 			return
 		}
-		msg, err := d.message(m)
+		var kept *memory
+		select {
+		case kept = <-st.free:
+		default:
+		}
+		msg, err := d.raw(m.ProtoReflect().GetUnknown(), kept)
 		if err != nil {
 			st.end(status.New(codes.InvalidArgument, err.Error()))
 			return
 		}
-		if !s.submit(st, envelope{from: st, message: msg}) {
+		if s.answersItself(st, msg) {
+			st.heard.Store(int64(s.since()))
+			if !st.put([]item{{pong: msg.pings[len(msg.pings)-1]}}) {
+				st.end(status.New(codes.ResourceExhausted, notTaken))
+				return
+			}
+			continue
+		}
+		if !s.submit(st, envelope{message: msg}) {
 			return
 		}
 	}
 }
 
-func (s *Server) send(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], st *stream) {
-	for {
-		select {
-		case <-st.ended:
-			return
-		case <-st.wake:
-		}
-		for ds := st.take(); len(ds) > 0; ds = st.take() {
-			if err := g.Send(&damselflyv1.SchedulerMessage{Decisions: ds}); err != nil {
-				st.end(status.New(codes.Canceled, "the node has left"))
-				return
-			}
-		}
-	}
+// answersItself tells whether pings need not go through the owner: it has decided
+// all that came before and is not behind. Such a pong says the same and costs less;
+// nodes that wait ping several times a second.
+func (s *Server) answersItself(st *stream, m message) bool {
+	return len(m.events) == 0 && len(m.pings) > 0 && st.waiting.Load() == 0 && time.Duration(s.behind.Load()) < lagHigh
 }

@@ -2,10 +2,14 @@ package server
 
 import (
 	"sync"
+	"sync/atomic"
+	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
 // outboxLimit bounds the decisions that wait for one node's stream. A node that
@@ -18,57 +22,101 @@ const (
 	messageBytes     = 1 << 20
 )
 
-// roomLimit bounds the messages of one node that wait for the owner of the
-// state, so that no node can fill the inbox.
-const roomLimit = 4
+// notTaken is why a stream with a full outbox is ended.
+const notTaken = "the node does not take its decisions; attend again"
+
+// spareItems bounds the outbox that is kept for the next round.
+const spareItems = 4
 
 // stream is one node's Attend stream. The owner of the state puts decisions into
-// its outbox and never waits for it; the stream's own goroutine sends them.
+// its outbox and never waits for it; senders send what is there.
 type stream struct {
-	node  string
-	wake  chan struct{} // capacity 1
-	ended chan struct{} // closed by end
-	room  chan struct{} // holds one for each message that waits for the owner
+	node    string
+	send    func(*damselflyv1.SchedulerMessage) error
+	senders *senders
+	ended   chan struct{} // closed by end
+	roomy   chan struct{} // capacity 1: a message that waited for the owner was taken
 
-	mu     sync.Mutex
-	outbox []*damselflyv1.Decision
-	err    error // why the stream was ended
+	free    chan *memory // of messages that the owner is done with
+	waiting atomic.Int32 // messages of which the outcome is not in the outbox yet
+	heard   atomic.Int64 // when the last message came, in nanoseconds since the epoch of its server
+
+	mu      sync.Mutex
+	outbox  []item
+	spare   []item // empty: the next outbox
+	sending bool
+	err     error // why the stream was ended
 }
 
-func newStream(node string) *stream {
-	return &stream{node: node, wake: make(chan struct{}, 1), ended: make(chan struct{}), room: make(chan struct{}, roomLimit)}
+// item is what the owner has for a node: a decision of the core or something of the
+// server's own. Who sends it encodes it.
+type item struct {
+	core core.Decision
+	wire *damselflyv1.Decision // not nil: this
+	pong uint64                // core.Kind 0 and no wire: a Pong with this number
 }
 
-// put queues decisions; false when the outbox is full.
-func (s *stream) put(ds ...*damselflyv1.Decision) bool {
+func newStream(node string, by *senders, send func(*damselflyv1.SchedulerMessage) error) *stream {
+	return &stream{node: node, send: send, senders: by, ended: make(chan struct{}), roomy: make(chan struct{}, 1), free: make(chan *memory, 2)}
+}
+
+// put queues what is for the node and has it sent; false when the outbox is full.
+func (s *stream) put(items []item) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.outbox)+len(ds) > outboxLimit {
+	if len(s.outbox)+len(items) > outboxLimit {
 		return false
 	}
-	s.outbox = append(s.outbox, ds...)
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	if s.outbox == nil {
+		s.outbox, s.spare = s.spare, nil
+	}
+	s.outbox = append(s.outbox, items...)
+	if !s.sending {
+		s.sending = true
+		s.senders.start(s)
 	}
 	return true
 }
 
-// take is what the next message holds; nothing when the outbox is empty.
-func (s *stream) take() []*damselflyv1.Decision {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// drain sends until the outbox is empty. It ends with the stream at the latest:
+// a send to a stream whose handler has returned fails.
+func (s *stream) drain(e *encoder) {
+	items := s.take(nil)
+	for ; len(items) > 0; items = s.take(items) {
+		for rest := items; len(rest) > 0; {
+			n := fitting(rest)
+			if err := s.send(e.message(rest[:n])); err != nil {
+				s.end(status.New(codes.Canceled, "the node has left"))
+				return // still marked as sending: nothing is to be sent any more
+			}
+			rest = rest[n:]
+		}
+	}
+}
+
+// fitting is how many of the items go into one message, one at least.
+func fitting(items []item) int {
 	n, bytes := 0, 0
-	for n < len(s.outbox) && n < messageDecisions && bytes < messageBytes {
-		bytes += len(s.outbox[n].GetLease().GetLinks()) + 256
+	for n < len(items) && n < messageDecisions && bytes < messageBytes {
+		bytes += len(items[n].core.Links) + 256
 		n++
 	}
-	ds := s.outbox[:n:n]
-	s.outbox = s.outbox[n:]
-	if len(s.outbox) == 0 {
-		s.outbox = nil
+	return n
+}
+
+// take gives the outbox for a slice that is used no more. Nothing: the outbox is
+// empty, and the next put starts another goroutine.
+func (s *stream) take(used []item) []item {
+	clear(used)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cap(used) > 0 && cap(used) <= spareItems {
+		s.spare = used[:0]
 	}
-	return ds
+	items := s.outbox
+	s.outbox = nil
+	s.sending = len(items) > 0
+	return items
 }
 
 // end has the stream's handler return st. The first call counts.
@@ -86,4 +134,13 @@ func (s *stream) why() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
+}
+
+// silent is how long nothing has come from the node. What waits for the owner has
+// come: a node is not blamed for what the owner has not read.
+func (s *stream) silent(now time.Duration) time.Duration {
+	if s.waiting.Load() > 0 {
+		return 0
+	}
+	return now - time.Duration(s.heard.Load())
 }

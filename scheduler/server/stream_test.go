@@ -2,13 +2,19 @@ package server
 
 import (
 	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
@@ -16,35 +22,79 @@ import (
 // A node's client takes messages of 4 MiB: links of many leases must not travel
 // in one.
 func TestMessagesStayBelowWhatClientsTake(t *testing.T) {
-	st := newStream("n")
-	lease := func(links int) *damselflyv1.Decision {
-		return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Lease{Lease: &damselflyv1.Lease{Links: make([]byte, links)}}}
-	}
-	for range 40 {
-		if !st.put(lease(300 << 10)) {
-			t.Fatal("the outbox is full too soon")
-		}
-	}
-	got := 0
-	for ds := st.take(); len(ds) > 0; ds = st.take() {
-		size := 0
-		for _, d := range ds {
-			size += len(d.GetLease().GetLinks())
-		}
-		if size > 2<<20 {
+	var by senders
+	defer by.close()
+	var mu sync.Mutex
+	got, sent := 0, make(chan struct{}, 100)
+	st := newStream("n", &by, func(m *damselflyv1.SchedulerMessage) error {
+		if size := proto.Size(m); size > 2<<20 {
 			t.Errorf("a message of %d bytes", size)
 		}
-		got += len(ds)
+		mu.Lock()
+		defer mu.Unlock()
+		got += len(m.GetDecisions())
+		sent <- struct{}{}
+		return nil
+	})
+	var leases []item
+	for range 40 {
+		leases = append(leases, item{core: core.Decision{Kind: core.Lease, Digest: blob.FromBytes(nil), Links: make([]byte, 300<<10)}})
 	}
-	if got != 40 {
-		t.Errorf("%d of 40 decisions were sent", got)
+	if !st.put(leases) {
+		t.Fatal("the outbox is full too soon")
+	}
+	for {
+		<-sent
+		mu.Lock()
+		all := got == 40
+		mu.Unlock()
+		if all {
+			return
+		}
 	}
 }
 
+// One message carries what a round decided for a node; what comes while it is
+// being sent goes together into the next.
+func TestDecisionsTravelTogether(t *testing.T) {
+	var by senders
+	defer by.close()
+	sizes, goOn := make(chan int), make(chan struct{})
+	st := newStream("n", &by, func(m *damselflyv1.SchedulerMessage) error {
+		sizes <- len(m.GetDecisions())
+		<-goOn
+		return nil
+	})
+	some := func(n int) []item { return make([]item, n) }
+	st.put(some(3))
+	if n := <-sizes; n != 3 {
+		t.Errorf("the first message has %d decisions, want 3", n)
+	}
+	st.put(some(2))
+	st.put(some(4))
+	goOn <- struct{}{}
+	if n := <-sizes; n != 6 {
+		t.Errorf("the second message has %d decisions, want 6", n)
+	}
+	goOn <- struct{}{}
+}
+
 func TestFullOutboxIsTold(t *testing.T) {
-	a := attendance{stream: newStream("n")}
-	for range outboxLimit + 1 {
-		a.tell(&damselflyv1.Decision{})
+	s, err := New(Config{Caller: nobody}, zap.NewNop(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var by senders
+	defer by.close()
+	stuck := make(chan struct{})
+	defer close(stuck)
+	a := &attendance{stream: newStream("n", &by, func(*damselflyv1.SchedulerMessage) error {
+		<-stuck
+		return errors.New("the stream is over")
+	})}
+	for range 2*outboxLimit + 2 {
+		s.tell(a, item{})
+		s.sendOut()
 	}
 	if st := status.Convert(a.why()); st.Code() != codes.ResourceExhausted {
 		t.Errorf("the stream ended with %v", st)
@@ -54,26 +104,34 @@ func TestFullOutboxIsTold(t *testing.T) {
 // A node that talks faster than the state's owner listens fills its own room,
 // not the inbox of all.
 func TestTalkerIsHeldBack(t *testing.T) {
-	s, err := New(Config{Caller: nobody}, zap.NewNop(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, done := newStream("n"), make(chan struct{})
-	accepted := 0
-	go func() {
-		defer close(done)
-		for s.submit(st, envelope{from: st}) {
-			accepted++
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(Config{Caller: nobody}, zap.NewNop(), nil)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	for range roomLimit {
-		<-s.inbox // what it could say; its room is not given back
-	}
-	st.end(status.New(codes.Aborted, "over"))
-	<-done
-	if accepted != roomLimit || len(s.inbox) != 0 {
-		t.Errorf("%d messages were taken and %d wait, want %d and none", accepted, len(s.inbox), roomLimit)
-	}
+		st := newStream("n", nil, nil)
+		var accepted atomic.Int32
+		go func() {
+			for s.submit(st, envelope{}) {
+				accepted.Add(1)
+			}
+		}()
+		for range 3 {
+			synctest.Wait()
+			if n := len(s.inbox.take(nil)); n != roomLimit || st.waiting.Load() != roomLimit {
+				t.Fatalf("%d messages wait, want %d", n, roomLimit)
+			}
+			for range roomLimit {
+				st.taken()
+			}
+		}
+		synctest.Wait()
+		st.end(status.New(codes.Aborted, "over"))
+		synctest.Wait()
+		if n := accepted.Load(); n != 4*roomLimit {
+			t.Errorf("%d messages were taken, want %d", n, 4*roomLimit)
+		}
+	})
 }
 
 func TestMetricsTellWhoAttends(t *testing.T) {

@@ -87,6 +87,17 @@ func (w *world) killState() {
 		if !slices.ContainsFunc(w.states, func(st *state) bool { return st.alive }) {
 			w.introduce(w.addState())
 		}
+		for _, n := range w.nodes {
+			for _, l := range slices.Clone(n.leases) {
+				switch {
+				case l.state != st:
+				case l.holder == nil:
+					w.finish(l) // who comes after has the origin read from there on
+				default: // nobody is left to take it back
+					w.after(l.span, func() { w.finish(l) })
+				}
+			}
+		}
 		w.move()
 	})
 }

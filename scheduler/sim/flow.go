@@ -2,34 +2,6 @@ package sim
 
 import "github.com/damselfly-p2p/damselfly/scheduler/core"
 
-// place is where bytes pass: a link one way, or a line between racks. What passes
-// shares it equally.
-type place struct {
-	rate  float64 // bytes per second
-	flows []*lease
-}
-
-// share is what each flow gets here.
-func (p *place) share() float64 { return p.rate / float64(len(p.flows)) }
-
-func (p *place) add(l *lease, i int) {
-	l.at[i] = int32(len(p.flows))
-	p.flows = append(p.flows, l)
-}
-
-func (p *place) remove(l *lease, i int) {
-	last := len(p.flows) - 1
-	moved := p.flows[last]
-	p.flows[l.at[i]] = moved
-	for k, o := range moved.places {
-		if o == p {
-			moved.at[k] = l.at[i]
-		}
-	}
-	p.flows[last] = nil
-	p.flows = p.flows[:last]
-}
-
 // maxPlaces is the sender's link, two lines between racks, the receiver's link.
 const maxPlaces = 4
 
@@ -43,6 +15,8 @@ type flow struct {
 	next   core.Time // when something is to be done
 	end    core.Time // of the piece
 	heap   int32     // place in flows, -1 when not there
+
+	touched bool // its rate may have changed
 }
 
 // open lets a lease's bytes flow.
@@ -72,29 +46,9 @@ func (w *world) shut(l *lease) {
 	w.reshare(l)
 }
 
-// reshare gives everybody at the lease's places the rate that is theirs now.
-func (w *world) reshare(l *lease) {
-	for _, p := range l.places {
-		if p == nil {
-			continue
-		}
-		for _, o := range p.flows {
-			w.pace(o)
-		}
-	}
-}
-
-// pace sets a flow's rate: the least of its shares.
+// pace sets a flow's rate: the least of the levels that it meets.
 func (w *world) pace(l *lease) {
-	rate := 0.0
-	for _, p := range l.places {
-		if p == nil {
-			continue
-		}
-		if s := p.share(); rate == 0 || s < rate {
-			rate = s
-		}
-	}
+	rate := l.least(nil, nil)
 	if rate == l.rate {
 		return
 	}

@@ -63,6 +63,7 @@ type lease struct {
 	served bool // counted at its holder
 	mayEnd bool // Ending has not been said yet
 	start  core.Time
+	span   core.Time // that it may take
 }
 
 func (w *world) addNode(i int, seed bool) {

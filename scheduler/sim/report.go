@@ -18,7 +18,7 @@ func (w *world) result() *Result {
 	bound := s.Bound()
 	r := &Result{
 		Nodes: s.Nodes, Random: s.Random, Policy: s.Core.Policy, BlobBytes: s.bytes(), LatencyUs: int64(s.Latency / core.Microsecond),
-		Stuck: w.waiting, BadBytes: w.bad, OverLimit: w.over, Busy: w.busy,
+		Stuck: w.waiting, OverLimit: w.over, Busy: w.busy,
 		OriginBytes: w.originBytes, OriginRequests: w.originReads,
 		Events: w.tally.events, Decisions: w.decisions, Leases: w.leases, Cancels: w.cancels,
 		DecisionsHash: fmt.Sprintf("%016x", w.hash),

@@ -10,7 +10,6 @@ type Result struct {
 	Pieces    int    `json:"pieces"`     // of all blobs
 	LatencyUs int64  `json:"latency_us"`
 	Stuck     int    `json:"stuck"`      // live honest nodes that were not whole at the end
-	BadBytes  int    `json:"bad_pieces"` // bad pieces that were stored; must be 0
 	OverLimit int    `json:"over_limit"` // times that a node ran or served more leases than it may
 	Busy      int    `json:"busy"`       // BUSY answers
 

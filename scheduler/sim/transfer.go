@@ -116,6 +116,9 @@ func (w *world) advance(l *lease) {
 		}
 	}
 	w.store(n, l.layer, p)
+	if l.ended {
+		return // with this piece somebody died
+	}
 	l.piece++
 	t := w.note()
 	t.runs[0] = blob.Run{First: p, Count: 1}

@@ -16,11 +16,13 @@ type world struct {
 	rng   *rand.Rand
 	clock func() int64
 
-	now      core.Time
-	sent     uint64 // counts messages and leases
-	messages messageHeap
-	flows    flowHeap
-	notes    []*note
+	now       core.Time
+	sent      uint64 // counts messages and leases
+	messages  messageHeap
+	flows     flowHeap
+	notes     []*note
+	touched   []*lease // of the change at hand
+	unsettled []*place
 
 	states []*state
 	view   []string // the live schedulers, as nodes know them
@@ -44,7 +46,7 @@ type tally struct {
 	decisions, leases, cancels, events int
 	hash                               uint64
 	applyNs                            int64
-	busy, bad, over                    int
+	busy, over                         int
 	originBytes, seedBytes             int64
 	crossBytes, waste, moved           int64
 	originReads                        int
@@ -302,6 +304,7 @@ func (w *world) decide(st *state, d *core.Decision) {
 		w.leases++
 		l := &lease{state: st, node: n, id: d.ID, layer: m.order.layer, run: d.Run, piece: d.Run.First}
 		l.heap = -1
+		l.span = d.Deadline
 		w.sent++
 		l.number = w.sent
 		if d.Origin == nil {

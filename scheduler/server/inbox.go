@@ -1,0 +1,111 @@
+package server
+
+import (
+	"sync"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/scheduler/core"
+)
+
+// roomLimit bounds the messages of one node that wait for the owner of the
+// state, so that no node can fill the memory.
+const roomLimit = 4
+
+// envelope is what a stream gives the owner: its beginning, a message, or its
+// end.
+type envelope struct {
+	from    *stream
+	came    time.Duration // since the server's epoch
+	attend  *core.Attend
+	message message
+	left    bool
+}
+
+// inbox is what waits for the owner of the state. Streams add to it, the owner
+// takes everything at once: two locks a round, however many messages.
+type inbox struct {
+	wake chan struct{} // capacity 1
+
+	mu     sync.Mutex
+	queue  []envelope
+	closed bool
+}
+
+func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1)} }
+
+// add is false when the owner has gone.
+func (b *inbox) add(e envelope) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.queue = append(b.queue, e)
+	if len(b.queue) == 1 { // the owner takes all at once
+		select {
+		case b.wake <- struct{}{}:
+		default:
+		}
+	}
+	return true
+}
+
+// take gives everything that waits, oldest first, for a slice that is used no
+// more.
+func (b *inbox) take(used []envelope) []envelope {
+	clear(used)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	queue := b.queue
+	b.queue = used[:0]
+	return queue
+}
+
+// close gives what still waits; nothing is added any more.
+func (b *inbox) close() []envelope {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	return b.queue
+}
+
+// submit gives the owner an envelope of a stream's own. It waits while too many of
+// the stream's wait already: that holds back the node that talks too much, by its
+// stream's flow control. It is false when the stream was ended or the server has
+// stopped. One goroutine a stream calls it.
+func (s *Server) submit(st *stream, e envelope) bool {
+	for st.waiting.Load() >= roomLimit {
+		select {
+		case <-st.roomy:
+		case <-st.ended:
+			return false
+		}
+	}
+	e.from, e.came = st, s.since()
+	st.heard.Store(int64(e.came))
+	st.waiting.Add(1)
+	return s.inbox.add(e)
+}
+
+// taken gives a stream room for another message.
+func (st *stream) taken() {
+	if st.waiting.Add(-1) == roomLimit-1 {
+		select {
+		case st.roomy <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// reuse gives the memory of a message back to who decodes. No event in it is used any
+// more: the state keeps none.
+func (st *stream) reuse(m *memory) {
+	if m == nil {
+		return
+	}
+	m.have = core.Have{} // its links are the message's
+	select {
+	case st.free <- m:
+	default:
+	}
+}
