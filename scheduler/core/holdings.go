@@ -25,6 +25,9 @@ func (s *State) have(e *Have) {
 	}
 	m.revoked = false
 	before := m.held
+	if b.active != nil && before == 0 && !e.Sealed && len(e.Runs) > 0 && (m.rx == nil || m.rx.leases == 0) {
+		s.adopt(b)
+	}
 	news := b.active != nil && s.addLinks(m, e.FirstLink, e.Links)
 	if e.Sealed {
 		m.sealed = true

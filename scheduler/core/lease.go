@@ -164,7 +164,7 @@ func (s *State) freed(n *node) {
 	}
 	for _, w := range n.wants {
 		s.enqueue(w, true)
-		if w.b.parked {
+		if w.b.parked && w.b.forSlot {
 			s.touch(w.b)
 		}
 	}

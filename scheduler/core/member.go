@@ -63,6 +63,8 @@ type receiver struct {
 	queued, retry   bool
 }
 
+func (m *member) partial() bool { return m.held > 0 && !m.full }
+
 func (m *member) has(p int) bool { return m.full || m.have != nil && m.have.has(p) }
 
 // urgency is how soon m is served.

@@ -17,6 +17,8 @@ type sourcing struct {
 	unfit    []avoided
 	refusals []refusal
 	dripping []drip
+	forSlot  bool // it waits, among others, for a download slot of who wants it
+	adopted  bool // its nodes had pieces before any lease of ours
 
 	asked      *member // asked for links
 	askedSince Time
@@ -116,6 +118,21 @@ func (b *swarm) hole(from int) blob.Run {
 	}
 	return blob.Run{}
 }
+
+// adopt has a swarm that came here half way, from a scheduler that is gone, wait until
+// its nodes have said what they hold: the origin was read for that before.
+func (s *State) adopt(b *swarm) {
+	if b.adopted || s.now > b.appeared+adoptTime {
+		return
+	}
+	b.adopted = true
+	b.after = max(b.after, s.now+s.cfg.TellTime)
+	s.wakeSwarm(b, b.after)
+	s.endReader(b)
+}
+
+// adoptTime is how long after a swarm became known nodes may come with parts of it.
+const adoptTime = 3 * Second
 
 // read starts an origin lease for run. It tells false when that must wait.
 func (s *State) read(b *swarm, run blob.Run, ahead bool) bool {
@@ -222,6 +239,7 @@ func (s *State) endOrigin(l *lease) {
 // but somebody will.
 func (s *State) choose(b *swarm) (reader *node, behalf *member, waits bool) {
 	seed, seeds := s.chooseSeed(b)
+	b.forSlot = false
 	for _, w := range b.wanters {
 		o := w.rx.origin
 		switch {
@@ -237,7 +255,7 @@ func (s *State) choose(b *swarm) (reader *node, behalf *member, waits bool) {
 		} else if r.barred {
 			continue
 		} else if s.avoids(b.unfit, r) || !r.canRun() {
-			r = nil
+			r, b.forSlot = nil, true
 		}
 		if r == nil {
 			waits = true

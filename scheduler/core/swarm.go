@@ -15,6 +15,7 @@ type swarm struct {
 	sibling *swarm // the next of the same digest
 	members []*member
 
+	appeared  Time // when it became known
 	revokedAt Time
 
 	served  uint64 // when it last got a lease
@@ -71,7 +72,7 @@ func (s *State) enter(n *node, d blob.Digest, size int64) *member {
 		if err != nil || l.Pieces() == 0 {
 			return nil
 		}
-		b = &swarm{digest: d, layout: l, n: l.Pieces()}
+		b = &swarm{digest: d, layout: l, n: l.Pieces(), appeared: s.now}
 	}
 	if m := s.members[pair{n.handle, b.handle}]; m != nil && m.b == b {
 		return m
@@ -167,6 +168,9 @@ func (s *State) activate(b *swarm) {
 		m.publishes, m.asked = false, false
 		b.settle(m)
 		s.count(m)
+		if m.partial() {
+			s.adopt(b)
+		}
 	}
 }
 
