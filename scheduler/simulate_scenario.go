@@ -69,8 +69,8 @@ type faultSettings struct {
 // sim.Scenario, written out.
 func defaultScenario() scenarioSettings {
 	return scenarioSettings{
-		Random: 1, Nodes: 100, Seeds: 1, Schedulers: 1, Rate: 125e6, Jitter: 0.2,
-		Latency: 500 * time.Microsecond, UploadSlots: 2, DownloadSlots: 2, Arrivals: "flash",
+		Random: 1, Nodes: 100, Seeds: 1, Schedulers: 1, Rate: 12.5e6, Jitter: 0.2,
+		Latency: 100 * time.Microsecond, UploadSlots: 2, DownloadSlots: 2, Arrivals: "flash",
 		SlowFactor: 0.1, Oversubscribed: 1, Faults: faultSettings{Detect: 2 * time.Second}, Core: liveCore(),
 	}
 }

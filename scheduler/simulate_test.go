@@ -238,7 +238,7 @@ func TestEverySettingOfAScenarioHasItsKey(t *testing.T) {
 
 func TestDefaultsCanBeReadBack(t *testing.T) {
 	out, _, err := pretended(t, 0, "defaults")
-	if err != nil || !strings.Contains(out, "rate: 1gbit") || strings.Contains(out, "DAMSELFLY") || !strings.Contains(out, "# Flag: --seed-dies") {
+	if err != nil || !strings.Contains(out, "rate: 100mbit") || strings.Contains(out, "DAMSELFLY") || !strings.Contains(out, "# Flag: --seed-dies") {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	_, asked, err := pretended(t, 0, "--scenario", scenarioFile(t, out))
@@ -256,7 +256,7 @@ func TestHelpIsAboutTheSimulation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"How long will 2,000 nodes", "--rate rate", "--size size", "--scenario file", "--plot file", "replay", `(default "1gbit")`} {
+	for _, want := range []string{"How long will 2,000 nodes", "--rate rate", "--size size", "--scenario file", "--plot file", "replay", `(default "100mbit")`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("lacks %q:\n%s", want, out)
 		}

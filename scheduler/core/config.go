@@ -32,7 +32,7 @@ type Config struct {
 	LeaseBytes  int64
 	// LeaseRate is how many leases a second the State gives before it makes their
 	// runs longer, up to 64 times, so that a scheduler is never asked to decide more
-	// than it can. Default 40,000.
+	// than it can. Default 50,000.
 	LeaseRate int
 	// SwarmLeases: while many nodes want a blob, its runs are shortened until
 	// the blob makes this many leases, because a flash crowd ends sooner the
@@ -137,7 +137,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Policy: Policies()[0], UploadSlots: 2, DownloadSlots: 2, MaxSlots: 256,
-		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 40000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 4,
+		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 50000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 4,
 		LeaseTime: 2 * Second, HedgeTime: 200 * Millisecond, NearTime: 100 * Millisecond, MinRate: 256 << 10, DetachedTime: 2 * Second,
 		OriginTime: 30 * Second, OriginRate: 64 << 10,
 		HostLeases: 8, OriginAttempts: 6, OriginRefusals: 3,

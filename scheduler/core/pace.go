@@ -40,20 +40,35 @@ func (s *State) wholeGroups(m *member, cand bitset, length int) bool {
 	if m.rx.leases == 0 && m.rx.thirst > 0 && s.now >= m.rx.thirst {
 		return true
 	}
-	length = min(length, 64)
 	var any uint64
 	for w := range cand {
-		torn := m.missingWord(w) &^ cand[w]
-		for i, by := 0, 1; by < length; i, by = i+1, 2*by {
-			torn |= torn>>by&lowHalf(i) | torn&lowHalf(i)<<by
+		if cand[w] != 0 {
+			cand[w] &^= groups(m.missingWord(w)&^cand[w], length)
+			any |= cand[w]
 		}
-		cand[w] &^= torn
-		any |= cand[w]
 	}
 	if any == 0 && m.rx.leases == 0 {
 		s.thirst(m, s.cfg.NearTime)
 	}
 	return any != 0
+}
+
+// keepWhole leaves of what came within reach of a site the pieces whose whole group
+// is: a receiver that has some of the group already is served by its own doing.
+func (st *site) keepWhole(length int) {
+	for w, x := range st.fresh {
+		if x != 0 {
+			st.fresh[w] &^= groups(ones(w, st.b.n)&^st.reach(w), length)
+		}
+	}
+}
+
+// groups is all pieces of a word that are in one aligned group with a piece of x.
+func groups(x uint64, length int) uint64 {
+	for i, by := 0, 1; by < min(length, 64); i, by = i+1, 2*by {
+		x |= x>>by&lowHalf(i) | x&lowHalf(i)<<by
+	}
+	return x
 }
 
 // lowHalf masks the lower halves of aligned groups of 2, 4, … 64 bits.

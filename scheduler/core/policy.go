@@ -95,6 +95,9 @@ func (s *State) serveSite(st *site) bool {
 	if st.cursor == nil {
 		st.cursor = st.queue.first()
 	}
+	if s.pace.factor > 1 && !st.stale {
+		st.keepWhole(s.runLength(st.b))
+	}
 	for !st.stale && st.cursor != nil {
 		if !st.anyFresh() {
 			break

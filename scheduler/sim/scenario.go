@@ -36,7 +36,7 @@ type Scenario struct {
 	Parallel int `yaml:"parallel"`
 
 	// Rate is what a node sends and receives at once, each, in bytes per second.
-	// Default 125 MB/s (1 Gbit/s).
+	// Default 12.5 MB/s (100 Mbit/s).
 	Rate float64 `yaml:"rate"`
 	// SeedRate is the same of a seed. Default Rate.
 	SeedRate float64 `yaml:"seedRate"`
@@ -48,7 +48,7 @@ type Scenario struct {
 	// 1. Default 0.2; below zero none.
 	Jitter float64 `yaml:"jitter"`
 	// Latency is what a message between a node and a scheduler, or from one node to
-	// another, takes one way; it varies by half of it. Default 500 us; below zero
+	// another, takes one way; it varies by half of it. Default 100 us; below zero
 	// none.
 	Latency core.Time `yaml:"latency"`
 	// UploadSlots and DownloadSlots of a node; of a seed, the same times

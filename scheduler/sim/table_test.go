@@ -50,7 +50,7 @@ func pure(nodes, pieces int) Scenario {
 // messages take half a millisecond.
 func cold(nodes, pieces int) Scenario {
 	s := pure(nodes, pieces)
-	s.Warm, s.Latency = false, 0
+	s.Warm, s.Latency = false, 500*core.Microsecond
 	return s
 }
 
