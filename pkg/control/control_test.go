@@ -2,133 +2,59 @@ package control_test
 
 import (
 	"bytes"
-	"context"
-	"errors"
-	"io"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.uber.org/goleak"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// scheduler is the other end of the streams that a client opens.
-type scheduler struct {
-	streams chan *stream
-}
-
-type stream struct {
-	grpc.BidiStreamingClient[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage]
-	ctx  context.Context
-	up   chan *damselflyv1.NodeMessage
-	down chan *damselflyv1.SchedulerMessage
-}
-
-func (s *scheduler) Attend(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], error) {
-	st := &stream{ctx: ctx, up: make(chan *damselflyv1.NodeMessage), down: make(chan *damselflyv1.SchedulerMessage)}
-	select {
-	case s.streams <- st:
-		return st, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (s *stream) Send(m *damselflyv1.NodeMessage) error {
-	select {
-	case s.up <- m:
-		return nil
-	case <-s.ctx.Done():
-		return s.ctx.Err()
-	}
-}
-
-func (s *stream) Recv() (*damselflyv1.SchedulerMessage, error) {
-	select {
-	case m, ok := <-s.down:
-		if !ok {
-			return nil, io.EOF
-		}
-		return m, nil
-	case <-s.ctx.Done():
-		return nil, s.ctx.Err()
-	}
-}
-
-func (s *stream) decide(ds ...*damselflyv1.Decision) {
-	s.down <- &damselflyv1.SchedulerMessage{Decisions: ds}
-}
-
-var welcome = &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{}}}
-
-type recorder struct {
-	mu  sync.Mutex
-	got []control.Decision
-}
-
-func (r *recorder) Handle(d control.Decision) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.got = append(r.got, d)
-}
-
-func (r *recorder) take() []control.Decision {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	got := r.got
-	r.got = nil
-	return got
-}
-
-// attend runs a client in a bubble and returns its first stream, welcomed.
-func attend(t *testing.T, busy bool) (*control.Client, *scheduler, *stream, *recorder) {
+// attend runs a set with one scheduler in a bubble and returns its first stream,
+// welcomed.
+func attend(t *testing.T, busy bool) (*control.Set, *scheduler, *stream, *recorder) {
 	t.Helper()
-	s, r := &scheduler{streams: make(chan *stream)}, &recorder{}
-	c := control.New(s, &damselflyv1.Attend{Address: "127.0.0.1:1"}, func() bool { return busy }, zap.NewNop())
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx, r) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("Run ended with %v", err)
-		}
-	})
-	st := <-s.streams
+	c := newCluster("a")
+	set, r := newSet(t, c, busy, "a:1")
+	st := <-c.at("a").streams
 	if hello := <-st.up; hello.GetEvents()[0].GetAttend().GetProtocol() != control.Protocol {
 		t.Fatalf("the first event is %v", hello)
 	}
-	if c.Joined() {
+	if set.Answering() || set.Joined(blob.FromBytes(nil)) {
 		t.Fatal("joined before the scheduler's welcome")
 	}
 	st.decide(welcome)
 	synctest.Wait()
-	if got := r.take(); len(got) != 1 || got[0] != (control.Joined{}) || !c.Joined() {
+	if got := r.take(); len(got) != 1 || !joined(got[0]) || !set.Joined(blob.FromBytes(nil)) {
 		t.Fatalf("after the welcome: %v", got)
 	}
-	return c, s, st, r
+	return set, c.at("a"), st, r
+}
+
+func joined(d control.Decision) bool {
+	j, ok := d.(control.Joined)
+	return ok && j.Concerns(blob.FromBytes(nil))
+}
+
+func lost(d control.Decision) bool {
+	l, ok := d.(control.Lost)
+	return ok && l.Concerns(blob.FromBytes(nil))
 }
 
 func TestHavesTravelTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _, st, _ := attend(t, false)
 		d := blob.FromBytes([]byte("x"))
+		st.decide(lease(7, d))
+		synctest.Wait()
 		link := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
 		c.Tell(control.Want{Digest: d, Size: 1 << 20}) // the sender takes this one and waits
 		synctest.Wait()
 		c.Tell(control.Have{Digest: d, Size: 1 << 20, Runs: []blob.Run{{First: 0, Count: 1}}, FirstLink: 1, Links: link(1)})
 		c.Tell(control.Have{Digest: d, Size: 1 << 20, Runs: []blob.Run{{First: 1, Count: 1}}, FirstLink: 2, Links: link(2)})
 		c.Tell(control.Have{Digest: d, Size: 1 << 20, Runs: []blob.Run{{First: 3, Count: 1}}, Sealed: true})
-		c.Tell(control.Done{Lease: 7})
+		c.Tell(control.Done{Lease: 1})
 		if w := (<-st.up).GetEvents(); w[0].GetWant() == nil {
 			t.Fatalf("first came %v", w)
 		}
@@ -199,13 +125,13 @@ func TestSilentSchedulerIsLostWithinHalfASecond(t *testing.T) {
 		if took := time.Since(started); took > 800*time.Millisecond {
 			t.Fatalf("a silent scheduler was given up after %v", took)
 		}
-		if got := r.take(); len(got) != 1 || got[0] != (control.Lost{}) || c.Joined() {
+		if got := r.take(); len(got) != 1 || !lost(got[0]) || c.Answering() {
 			t.Fatalf("the handler heard %v", got)
 		}
 		<-next.up
 		next.decide(welcome)
 		synctest.Wait()
-		if got := r.take(); len(got) != 1 || got[0] != (control.Joined{}) {
+		if got := r.take(); len(got) != 1 || !joined(got[0]) {
 			t.Fatalf("after it came back the handler heard %v", got)
 		}
 	})
@@ -218,7 +144,7 @@ func TestAnsweringSchedulerIsKept(t *testing.T) {
 			n := (<-st.up).GetEvents()[0].GetPing().GetNumber()
 			st.decide(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
 		}
-		if got := r.take(); len(got) != 0 || !c.Joined() {
+		if got := r.take(); len(got) != 0 || !c.Answering() {
 			t.Fatalf("the handler heard %v", got)
 		}
 	})
@@ -229,14 +155,15 @@ func TestBrokenStreamIsOpenedAgain(t *testing.T) {
 		c, s, st, r := attend(t, false)
 		close(st.down)
 		next := <-s.streams
-		if got := r.take(); len(got) != 1 || got[0] != (control.Lost{}) {
+		if got := r.take(); len(got) != 1 || !lost(got[0]) {
 			t.Fatalf("the handler heard %v", got)
 		}
 		c.Tell(control.Drop{}) // told to nobody: the handler tells everything again
 		<-next.up
 		next.decide(welcome)
+		next.decide(lease(9, blob.FromBytes(nil)))
 		synctest.Wait()
-		c.Tell(control.Done{Lease: 9})
+		c.Tell(control.Done{Lease: of[control.Lease](r)[0].ID})
 		if e := (<-next.up).GetEvents(); len(e) != 1 || e[0].GetDone().GetLease() != 9 {
 			t.Fatalf("the new stream carried %v", e)
 		}
@@ -267,7 +194,7 @@ func TestMalformedDecisionsAreDropped(t *testing.T) {
 				)
 				synctest.Wait()
 				got := r.take()
-				if len(got) != 1 || got[0].(control.Lease).ID != 5 {
+				if len(got) != 1 || got[0].(control.Lease).ID != 1 {
 					t.Fatalf("the handler heard %v, want only the good lease", got)
 				}
 			})

@@ -3,6 +3,8 @@ package control
 import (
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -11,7 +13,8 @@ import (
 
 // Decision is what a scheduler decided for this node, checked against the
 // blob's layout: a Lease, Cancel, Queued, Revoke, Tell or Refuse; or what this
-// package noticed of the scheduler itself: Joined or Lost.
+// package noticed of the schedulers themselves: Joined or Lost. Which of them
+// decided is no matter: lease IDs are this node's own.
 type Decision any
 
 // Holder is another node: its peer ID and the host:port of its Peer service.
@@ -32,6 +35,8 @@ type Lease struct {
 	Deadline  time.Duration
 	FirstLink int
 	Links     []byte
+	// RoundTrip is how long a word to the scheduler and its answer take now.
+	RoundTrip time.Duration
 }
 
 // Cancel takes a lease back.
@@ -46,19 +51,31 @@ type Revoke struct{ Digest blob.Digest }
 // Tell asks for a Have with every link of a blob.
 type Tell struct{ Digest blob.Digest }
 
-// Refuse answers a Want that gets no lease.
+// Refuse answers a Want that gets no lease. RetryAfter, if not 0: the scheduler
+// has too much to do, and the want may come again after that long.
 type Refuse struct {
-	Digest blob.Digest
-	Reason string
+	Digest     blob.Digest
+	Reason     string
+	RetryAfter time.Duration
 }
 
-// Joined says that a scheduler attends to this node, at first or again: it knows
-// nothing of the node yet, so the handler tells what the node holds and wants.
-type Joined struct{}
+// Joined says that a scheduler answers for blobs that it knows nothing of yet: it
+// attends at first or again, or they were another's before. So the handler tells
+// what the node holds and wants of those that Concerns names. Concerns is safe for
+// concurrent use and may be kept.
+type Joined struct{ Concerns func(blob.Digest) bool }
 
-// Lost says that the stream to the scheduler broke or that it fell silent:
-// leases that run go on, and tasks that wait help themselves.
-type Lost struct{}
+// Lost says that the stream to the scheduler of the blobs that Concerns names
+// broke, or that it fell silent: leases that run go on, and tasks that wait look
+// whether Set.Joined still tells them to.
+type Lost struct{ Concerns func(blob.Digest) bool }
+
+// schedulers says who the schedulers are; nobody: this one alone. It does not leave
+// this package.
+type schedulers struct{ members []Holder }
+
+// maxSchedulers bounds the set that a node follows: a stream to each.
+const maxSchedulers = 64
 
 // decode turns a wire decision into Decisions; into none for what this node does
 // not know.
@@ -83,9 +100,33 @@ func decode(d *damselflyv1.Decision) ([]Decision, error) {
 	case *damselflyv1.Decision_Tell:
 		return named(d.Tell.GetDigest(), func(g blob.Digest) Decision { return Tell{g} })
 	case *damselflyv1.Decision_Refuse:
-		return named(d.Refuse.GetDigest(), func(g blob.Digest) Decision { return Refuse{g, d.Refuse.GetReason()} })
+		return named(d.Refuse.GetDigest(), func(g blob.Digest) Decision {
+			return Refuse{g, d.Refuse.GetReason(), time.Duration(min(d.Refuse.GetRetryAfterMs(), maxRetryMs)) * time.Millisecond}
+		})
+	case *damselflyv1.Decision_Schedulers:
+		return decodeSchedulers(d.Schedulers)
 	}
 	return nil, nil
+}
+
+// maxRetryMs bounds what a scheduler may have a want wait: an hour.
+const maxRetryMs = 3600_000
+
+func decodeSchedulers(m *damselflyv1.Schedulers) ([]Decision, error) {
+	if n := len(m.GetMembers()); n > maxSchedulers {
+		return nil, fmt.Errorf("%d schedulers, at most %d are followed", n, maxSchedulers)
+	}
+	out := schedulers{}
+	for _, one := range m.GetMembers() {
+		host, port, err := net.SplitHostPort(one.GetAddress())
+		if err != nil || host == "" || port == "" || one.GetNode() == "" {
+			return nil, fmt.Errorf("scheduler %q at %q: a peer ID and host:port must be named", one.GetNode(), one.GetAddress())
+		}
+		if !slices.ContainsFunc(out.members, func(h Holder) bool { return h.ID == one.GetNode() }) {
+			out.members = append(out.members, *holder(one))
+		}
+	}
+	return []Decision{out}, nil
 }
 
 func named(digest string, decision func(blob.Digest) Decision) ([]Decision, error) {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"slices"
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -78,7 +79,7 @@ func (e Unwant) wire() *damselflyv1.NodeEvent {
 func (e Have) wire() *damselflyv1.NodeEvent {
 	return &damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Have{Have: &damselflyv1.Have{
 		Digest: e.Digest.String(), Size: uint64(e.Size), Runs: wireRuns(e.Runs),
-		FirstLink: uint32(e.FirstLink), Links: e.Links, Sealed: e.Sealed,
+		FirstLink: uint32(e.FirstLink), Links: slices.Clip(e.Links), Sealed: e.Sealed,
 	}}}
 }
 

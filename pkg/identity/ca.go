@@ -77,7 +77,7 @@ func openCA(dir, cluster string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := makeDir(filepath.Join(dir, deniedDir)); err != nil {
+	if err := makeLockedDir(filepath.Join(dir, deniedDir)); err != nil {
 		return nil, err
 	}
 	return &CA{dir: dir, key: key, cert: cert, cluster: cluster, tokens: tokens}, nil

@@ -7,7 +7,32 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/gofrs/flock"
 )
+
+// lockFile is locked by who changes a directory that several processes use.
+const lockFile = ".lock"
+
+// makeLockedDir makes a directory for withLock when it is missing.
+func makeLockedDir(dir string) error {
+	if err := makeDir(dir); err != nil {
+		return err
+	}
+	_, err := createFile(filepath.Join(dir, lockFile), nil)
+	return err
+}
+
+// withLock runs f while no other process or goroutine does for the directory.
+func withLock(dir string, f func() error) error {
+	// A lock of its own for each call: goroutines exclude each other as processes do.
+	lock := flock.New(filepath.Join(dir, lockFile), flock.SetPermissions(0o600))
+	if err := lock.Lock(); err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	defer lock.Close()
+	return f()
+}
 
 // makeDir makes a directory for secrets, and its parents, when it is missing.
 func makeDir(dir string) error {

@@ -12,14 +12,11 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/gofrs/flock"
 )
 
 const (
 	tokensDir   = "tokens"
 	tokenSuffix = ".json"
-	lockFile    = ".lock"
 
 	// MaxTokenTTL is the longest that a join token can live.
 	MaxTokenTTL = 366 * 24 * time.Hour
@@ -60,10 +57,7 @@ var (
 type tokenStore struct{ dir string }
 
 func openTokens(dir string) (tokenStore, error) {
-	if err := makeDir(dir); err != nil {
-		return tokenStore{}, err
-	}
-	if _, err := createFile(filepath.Join(dir, lockFile), nil); err != nil {
+	if err := makeLockedDir(dir); err != nil {
 		return tokenStore{}, err
 	}
 	return tokenStore{dir: dir}, nil
@@ -131,15 +125,7 @@ func (ca *CA) RevokeToken(id string) error {
 func (s tokenStore) path(id string) string { return filepath.Join(s.dir, id+tokenSuffix) }
 
 // locked runs f while no other process or goroutine changes tokens.
-func (s tokenStore) locked(f func() error) error {
-	// A lock of its own for each call: goroutines exclude each other as processes do.
-	lock := flock.New(filepath.Join(s.dir, lockFile), flock.SetPermissions(0o600))
-	if err := lock.Lock(); err != nil {
-		return fmt.Errorf("lock tokens: %w", err)
-	}
-	defer lock.Close()
-	return f()
-}
+func (s tokenStore) locked(f func() error) error { return withLock(s.dir, f) }
 
 func (s tokenStore) add(record tokenRecord, now time.Time) error {
 	return s.locked(func() error {

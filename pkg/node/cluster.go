@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -16,9 +17,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -37,7 +36,7 @@ type link struct {
 }
 
 type joined struct {
-	control *control.Client
+	control *control.Set
 	peers   *peer.Client
 }
 
@@ -51,18 +50,24 @@ func (l *link) Tell(e control.Event) {
 }
 
 // Joined implements task.Scheduler.
-func (l *link) Joined() bool {
+func (l *link) Joined(d blob.Digest) bool {
 	j := l.joined.Load()
-	return j != nil && j.control.Joined()
+	return j != nil && j.control.Joined(d)
+}
+
+// answering tells whether any scheduler answers this node.
+func (l *link) answering() bool {
+	j := l.joined.Load()
+	return j != nil && j.control.Answering()
 }
 
 // Read implements task.Peers.
-func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, put peer.Put) error {
+func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
 	j := l.joined.Load()
 	if j == nil {
 		return errNotJoined
 	}
-	return j.peers.Read(ctx, h, d, layout, run, put)
+	return j.peers.Read(ctx, h, d, layout, run, put, progress)
 }
 
 // Credential implements task.Peers.
@@ -93,26 +98,12 @@ func (m *member) run(ctx context.Context) error {
 		return err
 	}
 	m.log.Info("has a certificate of the cluster", zap.String("node", id.ID()), zap.String("role", string(id.Peer().Role)),
-		zap.String("scheduler", m.cfg.Scheduler))
+		zap.Stringer("scheduler", m.cfg.Scheduler))
 	address, err := m.advertise(ctx)
 	if err != nil {
 		return err
 	}
 
-	cc, err := grpc.NewClient("dns:///"+m.cfg.Scheduler,
-		grpc.WithTransportCredentials(id.ClientCredentials(identity.Expect{Roles: []identity.Role{identity.RoleScheduler}})),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: 2 * time.Second},
-			MinConnectTimeout: 3 * time.Second,
-		}),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithNoProxy(),
-	)
-	if err != nil {
-		return fmt.Errorf("scheduler %s: %w", m.cfg.Scheduler, err)
-	}
-	defer func() { _ = cc.Close() }() // every call on it has ended
 	peers := peer.NewClient(id)
 	defer func() { _ = peers.Close() }()
 	attend := &damselflyv1.Attend{
@@ -120,13 +111,14 @@ func (m *member) run(ctx context.Context) error {
 		Region: m.cfg.Topology.Region, Zone: m.cfg.Topology.Zone, Rack: m.cfg.Topology.Rack,
 		Release: config.ReadBuild().Version,
 	}
-	client := control.New(damselflyv1.NewSchedulerClient(cc), attend, m.tasks.Waiting, m.log.Named("control"))
-	m.link.joined.Store(&joined{control: client, peers: peers})
+	set := control.New(control.Config{Schedulers: m.cfg.Scheduler, Attend: attend, Waiting: m.tasks.Waiting},
+		connector{id}, m.log.Named("control"))
+	m.link.joined.Store(&joined{control: set, peers: peers})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return id.Run(ctx) })
-	g.Go(func() error { return client.Run(ctx, m.tasks) })
-	g.Go(func() error { return m.serve(ctx, id) })
+	g.Go(func() error { return set.Run(ctx, m.tasks) })
+	g.Go(func() error { return m.serve(ctx, id, set.Sending) })
 	return g.Wait()
 }
 
@@ -134,11 +126,13 @@ func (m *member) run(ctx context.Context) error {
 // that is not there yet is no reason to keep clients waiting.
 func (m *member) join(ctx context.Context) (*identity.Identity, error) {
 	wait := 200 * time.Millisecond
-	for {
+	first := rand.N(len(m.cfg.Scheduler))
+	for try := 0; ; try++ {
 		token, err := m.token()
 		if err == nil {
 			var id *identity.Identity
-			id, err = identity.Join(ctx, filepath.Join(m.cfg.DataDir, "identity"), m.cfg.Scheduler, token,
+			scheduler := m.cfg.Scheduler[(first+try)%len(m.cfg.Scheduler)]
+			id, err = identity.Join(ctx, filepath.Join(m.cfg.DataDir, "identity"), scheduler, token,
 				identity.Options{Log: m.log.Named("identity"), Registerer: m.reg, Role: m.role})
 			if err == nil {
 				return id, nil
@@ -189,7 +183,7 @@ func (m *member) advertise(ctx context.Context) (string, error) {
 		return listen.String(), nil
 	}
 	// No packet is sent: connecting a UDP socket only picks the route.
-	conn, err := new(net.Dialer).DialContext(ctx, "udp", m.cfg.Scheduler)
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", m.cfg.Scheduler[0])
 	if err != nil {
 		return "", fmt.Errorf("finding this machine's address towards the scheduler: %w; set peer.advertise", err)
 	}
@@ -197,8 +191,9 @@ func (m *member) advertise(ctx context.Context) (string, error) {
 	return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
 }
 
-// serve answers other nodes until ctx ends, then lets running reads finish.
-func (m *member) serve(ctx context.Context, id *identity.Identity) error {
+// serve answers other nodes until ctx ends, then lets running reads finish. sending
+// hears of each read.
+func (m *member) serve(ctx context.Context, id *identity.Identity, sending func(blob.Digest) (done func())) error {
 	table := identity.MethodRoles()
 	survive := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
 		m.log.Error("a call from another node made a handler panic", zap.Any("panic", p), zap.Stack("stack"))
@@ -211,7 +206,9 @@ func (m *member) serve(ctx context.Context, id *identity.Identity) error {
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 	)...)
-	damselflyv1.RegisterPeerServer(srv, peer.NewServer(m.blobs, m.tasks, 2*m.cfg.Peer.UploadSlots, m.reg))
+	service := peer.NewServer(m.blobs, m.tasks, 2*m.cfg.Peer.UploadSlots, m.reg)
+	service.OnRead(sending)
+	damselflyv1.RegisterPeerServer(srv, service)
 	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(drained)

@@ -2,8 +2,6 @@ package node
 
 import (
 	"errors"
-	"fmt"
-	"net"
 
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
@@ -14,7 +12,7 @@ import (
 // values that work on one machine.
 type Config struct {
 	DataDir   string           `yaml:"dataDir" doc:"Directory for the node's key, its certificate and the store. One node uses it at a time. Put it on the disk that has room for images; losing it costs a new join and the cached blobs, nothing else."`
-	Scheduler string           `yaml:"scheduler" doc:"host:port of the scheduler. Empty: this node works by itself, as a cache in front of the registries, and exchanges nothing."`
+	Scheduler Addresses        `yaml:"scheduler" doc:"host:port of the schedulers, with commas between; a name may have several addresses. One that answers is enough: it names the others, and this node attends them all. Naming more lets a node start while some are down. Empty: this node works by itself, as a cache in front of the registries, and exchanges nothing."`
 	JoinToken config.Redacted  `yaml:"joinToken" doc:"Join token from 'scheduler token create', needed once: the certificate that it buys renews itself. Better kept in a file, see joinTokenFile."`
 	TokenFile string           `yaml:"joinTokenFile" doc:"File with the join token. Read at each start, and again when the node must join anew."`
 	Mirror    MirrorConfig     `yaml:"mirror" doc:"Where container runtimes find this node as a registry mirror."`
@@ -91,15 +89,11 @@ func (c Config) Validate() error {
 	if c.DataDir == "" {
 		errs = append(errs, errors.New("dataDir is empty; name a directory that this process may write"))
 	}
-	if c.Scheduler != "" {
-		if _, port, err := net.SplitHostPort(c.Scheduler); err != nil || port == "" {
-			errs = append(errs, fmt.Errorf("scheduler %q is no host:port, such as scheduler.example.com:65000", c.Scheduler))
-		}
-	}
+	errs = append(errs, c.Scheduler.validate())
 	if c.JoinToken != "" && c.TokenFile != "" {
 		errs = append(errs, errors.New("joinToken and joinTokenFile are both set; keep one"))
 	}
-	if c.Scheduler != "" && c.Peer.Listen == "" {
+	if len(c.Scheduler) > 0 && c.Peer.Listen == "" {
 		errs = append(errs, errors.New("peer.listen is empty although a scheduler is set; other nodes need it to read from this one"))
 	}
 	for _, a := range []struct{ setting, addr string }{

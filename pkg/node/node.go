@@ -50,7 +50,7 @@ type node struct {
 // address in use, a store that another process holds, a directory that it may
 // not write, a seed without a scheduler.
 func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (err error) {
-	if role == identity.RoleSeed && cfg.Scheduler == "" {
+	if role == identity.RoleSeed && len(cfg.Scheduler) == 0 {
 		return errNoScheduler
 	}
 	n, err := build(ctx, cfg, role, log)
@@ -149,7 +149,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 		}
 		return nil
 	})
-	if cfg.Scheduler == "" {
+	if len(cfg.Scheduler) == 0 {
 		return n, nil
 	}
 	listener, err := config.Listen(ctx, cfg.Peer.Listen, "--peer-listen")
@@ -158,7 +158,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 	}
 	n.part = &member{cfg: cfg, role: role, link: l, tasks: tasks, blobs: n.store, listener: listener, log: log, reg: reg}
 	n.ops.Ready("scheduler", func(context.Context) error {
-		if !l.Joined() {
+		if !l.answering() {
 			return fmt.Errorf("no scheduler answers at %s; pulls are served from the origin meanwhile", cfg.Scheduler)
 		}
 		return nil
@@ -166,7 +166,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "damselfly_scheduler_joined", Help: "1 while a scheduler answers this node.",
 	}, func() float64 {
-		if l.Joined() {
+		if l.answering() {
 			return 1
 		}
 		return 0

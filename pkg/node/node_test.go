@@ -122,7 +122,7 @@ func get(t *testing.T, cfg node.Config, path string) (int, []byte) {
 
 // A node without a cluster is a cache; so is one whose scheduler is not there.
 func TestNodeServesWithoutACluster(t *testing.T) {
-	for name, scheduler := range map[string]string{"alone": "", "scheduler gone": "127.0.0.1:1"} {
+	for name, scheduler := range map[string]node.Addresses{"alone": nil, "scheduler gone": {"127.0.0.1:1"}} {
 		t.Run(name, func(t *testing.T) {
 			r := newRegistry(t)
 			cfg := testConfig(t, r)
@@ -252,7 +252,7 @@ func TestConfigValidation(t *testing.T) {
 		want  string
 	}{
 		"no directory": {func(c *node.Config) { c.DataDir = "" }, "dataDir"},
-		"scheduler":    {func(c *node.Config) { c.Scheduler = "nowhere" }, `"nowhere"`},
+		"scheduler":    {func(c *node.Config) { c.Scheduler = node.Addresses{"a:1", "nowhere"} }, `"nowhere"`},
 		"two tokens":   {func(c *node.Config) { c.JoinToken, c.TokenFile = "a", "b" }, "joinTokenFile"},
 		"slots":        {func(c *node.Config) { c.Peer.DownloadSlots = 0 }, "downloadSlots"},
 		"intercept":    {func(c *node.Config) { c.Proxy.Intercept = []string{"ghcr.io"} }, "proxy.listen"},

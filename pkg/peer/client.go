@@ -85,8 +85,10 @@ func (c *Client) Close() error {
 type Put func(from identity.Role, i int, piece []byte) error
 
 // Read asks holder for the pieces of run and gives each to put as it is whole,
-// in order, on this goroutine. It returns put's error or one of this package's.
-func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put Put) error {
+// in order, on this goroutine. progress, unless nil, is told of each part of a piece
+// as it comes, also here and before put: its length in bytes. Read returns put's
+// error or one of this package's.
+func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put Put, progress func(n int)) error {
 	cn, err := c.acquire(h)
 	if err != nil {
 		return err
@@ -105,7 +107,7 @@ func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layou
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := c.readPiece(ctx, stream, h, l, i, put); err != nil {
+		if err := c.readPiece(ctx, stream, h, l, i, put, progress); err != nil {
 			return err
 		}
 	}
@@ -113,7 +115,7 @@ func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layou
 }
 
 // readPiece receives the chunks of piece i and hands it on.
-func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Holder, l blob.Layout, i int, put Put) error {
+func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Holder, l blob.Layout, i int, put Put, progress func(n int)) error {
 	length := int(l.Length(i))
 	buf := c.buffer(int(l.PieceLength()))
 	defer c.pool.Put(buf)
@@ -128,11 +130,15 @@ func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Hold
 		return dst, nil
 	}}
 	for got < length {
+		before := got
 		if err := stream.RecvMsg(in); err != nil {
 			if errors.Is(err, io.EOF) {
 				return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, h.ID, i)
 			}
 			return readError(ctx, h, err)
+		}
+		if progress != nil {
+			progress(got - before)
 		}
 	}
 	remote, _ := identity.PeerFromContext(stream.Context()) // verified by the handshake

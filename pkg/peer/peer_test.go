@@ -125,7 +125,7 @@ func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, ident
 		}
 		got = append(got, piece...)
 		return nil
-	})
+	}, nil)
 	return got, role, err
 }
 
@@ -144,6 +144,34 @@ func TestReadGivesPiecesInOrder(t *testing.T) {
 	}
 }
 
+// Progress is told as it comes, inside of pieces too, and who looks after the upload
+// slots hears of each read.
+func TestProgressAndReadsAreTold(t *testing.T) {
+	h := newHolder(t, 2)
+	h.keep(t, h.layout.Pieces())
+	began, ended := make(chan blob.Digest, 1), make(chan struct{}, 1)
+	h.server.OnRead(func(d blob.Digest) func() {
+		began <- d
+		return func() { ended <- struct{}{} }
+	})
+	put, progress := 0, 0
+	run := blob.Run{First: 1, Count: 3}
+	err := h.client(t, identity.RoleNode).Read(t.Context(), h.Holder, h.digest, h.layout, run, func(_ identity.Role, _ int, piece []byte) error {
+		put += len(piece)
+		if progress != put {
+			t.Errorf("%d bytes were told of before the piece that makes %d", progress, put)
+		}
+		return nil
+	}, func(n int) { progress += n })
+	if err != nil || int64(progress) != h.layout.Bytes(run) {
+		t.Errorf("%d bytes of progress, %v", progress, err)
+	}
+	if d := <-began; d != h.digest {
+		t.Errorf("a read of %s was told", d)
+	}
+	<-ended
+}
+
 func TestReadOfWhatIsNotThere(t *testing.T) {
 	h := newHolder(t, 2)
 	c := h.client(t, identity.RoleNode)
@@ -156,7 +184,7 @@ func TestReadOfWhatIsNotThere(t *testing.T) {
 		t.Errorf("half a run: %d bytes, %v; want the two pieces before the hole", len(got), err)
 	}
 	other, _ := blob.NewLayout(int64(len(h.data)) + 1)
-	if err := c.Read(t.Context(), h.Holder, h.digest, other, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrMissing) {
+	if err := c.Read(t.Context(), h.Holder, h.digest, other, blob.Run{Count: 1}, nil, nil); !errors.Is(err, peer.ErrMissing) {
 		t.Errorf("another size: %v", err)
 	}
 }
@@ -239,14 +267,14 @@ func TestReadStopsWithItsContextAndItsTaker(t *testing.T) {
 	h.keep(t, h.layout.Pieces())
 	c := h.client(t, identity.RoleNode)
 	stop := errors.New("enough")
-	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return stop }); !errors.Is(err, stop) {
+	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return stop }, nil); !errors.Is(err, stop) {
 		t.Errorf("the taker's error came back as %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error {
 		cancel(stop)
 		return nil
-	})
+	}, nil)
 	if !errors.Is(err, stop) {
 		t.Errorf("the context's cause came back as %v", err)
 	}
@@ -258,11 +286,11 @@ func TestOnlyTheNamedNodeIsRead(t *testing.T) {
 	c := h.client(t, identity.RoleNode)
 	wrong := h.Holder
 	wrong.ID = h.cluster.Identity(t, identity.RoleNode).ID()
-	if err := c.Read(t.Context(), wrong, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
+	if err := c.Read(t.Context(), wrong, h.digest, h.layout, blob.Run{Count: 1}, nil, nil); !errors.Is(err, peer.ErrUnreachable) {
 		t.Errorf("another node at the address: %v", err)
 	}
 	stranger := newHolder(t, 2).client(t, identity.RoleNode)
-	if err := stranger.Read(t.Context(), h.Holder, h.digest, h.layout, blob.Run{Count: 1}, nil); !errors.Is(err, peer.ErrUnreachable) {
+	if err := stranger.Read(t.Context(), h.Holder, h.digest, h.layout, blob.Run{Count: 1}, nil, nil); !errors.Is(err, peer.ErrUnreachable) {
 		t.Errorf("a node of another cluster: %v", err)
 	}
 }
@@ -324,7 +352,7 @@ func BenchmarkRead(b *testing.B) {
 	b.SetBytes(int64(len(h.data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return nil }); err != nil {
+		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return nil }, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -25,8 +25,13 @@ import (
 
 // chunkLength is the most piece bytes that one message carries. Small enough
 // that streams of one connection take turns, large enough that the cost of a
-// message does not show.
-const chunkLength = 256 << 10
+// message does not show. Small pieces come in leastChunks parts, of leastChunk at
+// least: a reader sees from them how fast the piece comes.
+const (
+	chunkLength = 256 << 10
+	leastChunk  = 64 << 10
+	leastChunks = 4
+)
 
 const (
 	window           = 4 << 20
@@ -61,6 +66,7 @@ type Server struct {
 	pool  mem.BufferPool
 
 	patience time.Duration
+	onRead   func(blob.Digest) (done func())
 
 	sent prometheus.Counter
 	busy prometheus.Counter
@@ -72,7 +78,8 @@ type Server struct {
 func NewServer(blobs Blobs, creds Credentials, reads int, reg prometheus.Registerer) *Server {
 	s := &Server{
 		blobs: blobs, creds: creds, slots: make(chan struct{}, max(reads, 1)), patience: readPatience,
-		pool: mem.NewTieredBufferPool(chunkLength),
+		pool:   mem.NewTieredBufferPool(leastChunk, chunkLength),
+		onRead: func(blob.Digest) func() { return func() {} },
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "damselfly_peer_sent_bytes_total", Help: "Piece bytes sent to other nodes.",
 		}),
@@ -85,6 +92,10 @@ func NewServer(blobs Blobs, creds Credentials, reads int, reg prometheus.Registe
 	}
 	return s
 }
+
+// OnRead has fn called when a Read that is served begins, and what fn returns when it
+// has ended. It must be set before the server is served.
+func (s *Server) OnRead(fn func(d blob.Digest) (done func())) { s.onRead = fn }
 
 // ServerOptions are the gRPC options that a server of the Peer service needs:
 // the piece codec, windows and limits.
@@ -115,6 +126,7 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 		s.busy.Inc()
 		return status.Error(codes.ResourceExhausted, "every upload slot of this node is taken")
 	}
+	done := s.onRead(b.Digest())
 	// A message that nobody takes is waited for until the stream ends, which it
 	// does when this returns: so sending is not done here.
 	var taken atomic.Int64
@@ -122,6 +134,7 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 	go func() {
 		defer func() {
 			<-s.slots
+			done()
 			b.Release()
 		}()
 		sent <- s.send(stream, b, run, &taken)
@@ -187,8 +200,9 @@ func (*Server) check(b *store.Blob, req *damselflyv1.ReadRequest) (blob.Run, err
 
 func (s *Server) sendPiece(stream grpc.ServerStream, b *store.Blob, i int) error {
 	length := int(b.Layout().Length(i))
-	for off := 0; off < length; off += chunkLength {
-		n := min(chunkLength, length-off)
+	chunk := min(chunkLength, max(leastChunk, length/leastChunks))
+	for off := 0; off < length; off += chunk {
+		n := min(chunk, length-off)
 		buf := s.pool.Get(n)
 		if _, err := b.ReadAt(*buf, b.Layout().Offset(i)+int64(off)); err != nil {
 			s.pool.Put(buf)

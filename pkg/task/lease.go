@@ -13,7 +13,6 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
-	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
@@ -34,15 +33,15 @@ func (m *Manager) Handle(d control.Decision) {
 	case control.Queued:
 		m.with(d.Digest, func(t *task) { m.answered(t) })
 	case control.Refuse:
-		m.with(d.Digest, func(t *task) { t.refused = true })
+		m.with(d.Digest, func(t *task) { t.refuse(d, time.Now()) })
 	case control.Revoke:
 		m.revoke(d.Digest)
 	case control.Tell:
 		m.tell(d.Digest)
 	case control.Joined:
-		m.tellAll()
+		m.tellAll(d.Concerns)
 	case control.Lost:
-		m.withTasks(func(*task) {})
+		m.withTasks(func(*task) {}) // each looks whether it still has a scheduler
 	}
 }
 
@@ -68,7 +67,7 @@ func (m *Manager) withTasks(fn func(*task)) {
 // answered notes that the scheduler looks after t: what this node granted itself
 // ends. The caller holds mu.
 func (m *Manager) answered(t *task) {
-	t.answered, t.asked = true, time.Now()
+	t.answered, t.asked, t.since, t.retry = true, time.Now(), time.Time{}, time.Time{}
 	if t.alone != nil && !t.refused {
 		t.alone(errRecalled)
 	}
@@ -94,10 +93,14 @@ func (m *Manager) lease(l control.Lease) {
 	m.answered(t)
 	ctx, end := context.WithCancelCause(t.ctx)
 	t.leases[l.ID] = end
+	var at *originRead
+	if l.Holder == nil {
+		at = t.queueAtOrigin(l.Run)
+	}
 	t.blob.Acquire() // the task may end before the lease has
 	m.running.Go(func() {
 		defer t.blob.Release()
-		m.execute(ctx, t, l)
+		m.execute(ctx, t, l, at)
 	})
 }
 
@@ -139,13 +142,16 @@ func (m *Manager) leased(l control.Lease) (*task, error) {
 }
 
 // execute carries out a lease and tells how it ended.
-func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
+func (m *Manager) execute(ctx context.Context, t *task, l control.Lease, at *originRead) {
 	started := time.Now()
-	n, err := m.read(ctx, t, l)
+	n, err := m.read(ctx, t, l, at)
 	if err != nil && len(t.blob.Missing(l.Run)) == 0 {
 		err = nil // another source was first: what the lease was for is here
 	}
 	m.mu.Lock()
+	if at != nil {
+		t.leaveOrigin(at)
+	}
 	t.leases[l.ID](nil)
 	delete(t.leases, l.ID)
 	t.asked = time.Now()
@@ -161,31 +167,6 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease) {
 		t.end(err) // no other source would mend that
 	}
 	t.changed()
-}
-
-func (m *Manager) read(ctx context.Context, t *task, l control.Lease) (n int64, err error) {
-	if l.Holder == nil {
-		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
-	}
-	for _, run := range t.blob.Missing(l.Run) {
-		err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(from identity.Role, i int, piece []byte) error {
-			if err := t.blob.Put(i, piece); err != nil {
-				return err
-			}
-			source := "peer"
-			if from == identity.RoleSeed {
-				source = "seed"
-			}
-			m.bytes.WithLabelValues(source).Add(float64(len(piece)))
-			n += int64(len(piece))
-			m.have(t, i, false)
-			return nil
-		})
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
 }
 
 // credential is what opens the origin for a lease: the headers of the client
@@ -322,17 +303,22 @@ func (m *Manager) tellBlob(b *store.Blob, links bool) {
 	}
 }
 
-// tellAll introduces this node to a scheduler that knows nothing of it: what it
-// holds, with the links where the blob is still on its way, and what it wants.
-func (m *Manager) tellAll() {
+// tellAll introduces this node to a scheduler that knows nothing of some blobs: what
+// it holds of them, with the links where the blob is still on its way, and what it
+// wants.
+func (m *Manager) tellAll(concerned func(blob.Digest) bool) {
 	for _, info := range m.store.Blobs() {
+		if !concerned(info.Digest) {
+			continue
+		}
 		if b, ok := m.store.Get(info.Digest); ok {
 			m.tellBlob(b, !b.Sealed())
 			b.Release()
 		}
 	}
 	m.withTasks(func(t *task) {
-		if t.clients > 0 {
+		if t.clients > 0 && concerned(t.digest) {
+			t.answered = false // by this one
 			m.want(t)
 		}
 	})
@@ -405,29 +391,4 @@ func (m *Manager) endAlone(t *task, err error) {
 	if !t.turn() {
 		t.end(err)
 	}
-}
-
-// failed says why a lease ended, in the words of the wire.
-func failed(lease uint64, err error) control.Failed {
-	f := control.Failed{Lease: lease}
-	var status *origin.StatusError
-	switch {
-	case errors.As(err, &status):
-		f.Reason, f.Status, f.RetryAfter = damselflyv1.Failed_REASON_ORIGIN, status.Code, status.RetryAfter
-	case errors.Is(err, store.ErrBadDigest):
-		f.Reason = damselflyv1.Failed_REASON_BAD_DIGEST
-	case errors.Is(err, blob.ErrMismatch), errors.Is(err, peer.ErrMalformed):
-		f.Reason = damselflyv1.Failed_REASON_BAD_PIECE
-	case errors.Is(err, peer.ErrBusy):
-		f.Reason = damselflyv1.Failed_REASON_BUSY
-	case errors.Is(err, peer.ErrMissing), errors.Is(err, blob.ErrUnknownLink):
-		f.Reason = damselflyv1.Failed_REASON_MISSING
-	case errors.Is(err, errRecalled), errors.Is(err, errNoClient), errors.Is(err, errDone), errors.Is(err, context.Canceled):
-		f.Reason = damselflyv1.Failed_REASON_CANCELLED
-	case errors.Is(err, store.ErrNoSpace), errors.Is(err, blob.ErrConflict):
-		f.Reason = damselflyv1.Failed_REASON_STORE
-	default:
-		f.Reason = damselflyv1.Failed_REASON_UNREACHABLE
-	}
-	return f
 }

@@ -79,7 +79,7 @@ func (h *Handle) Close() error {
 func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 	if b, ok := m.store.Get(req.Digest); ok {
 		if b.Sealed() {
-			return m.handle(ctx, b, nil), nil
+			return m.handle(ctx, b, nil, blob.Run{}), nil
 		}
 		b.Release()
 	}
@@ -106,7 +106,7 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 		return nil, err
 	}
 	if b.Sealed() {
-		return m.handle(ctx, b, nil), nil
+		return m.handle(ctx, b, nil, blob.Run{}), nil
 	}
 	run := b.Layout().All()
 	if req.Length >= 0 && !(req.Offset == 0 && req.Length >= size) {
@@ -121,7 +121,7 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 		b.Release()
 		return nil, err
 	}
-	h := m.handle(ctx, b, t)
+	h := m.handle(ctx, b, t, run)
 	m.through(ctx, h, req)
 	return h, nil
 }
@@ -142,24 +142,25 @@ func (m *Manager) join(b *store.Blob, req Request, run blob.Run) (*task, error) 
 	before, all := t.wanted.Count(), t.all
 	t.all = t.all || run == b.Layout().All()
 	t.wanted.SetRun(run)
-	if t.clients == 1 || t.wanted.Count() != before || t.all != all {
+	if urgent := t.opened(run); urgent || t.clients == 1 || t.wanted.Count() != before || t.all != all {
 		m.want(t)
 	}
 	t.changed()
 	return t, nil
 }
 
-func (m *Manager) leave(t *task) {
+func (m *Manager) leave(t *task, run blob.Run) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	t.closed(run)
 	t.clients--
 	t.idle = time.Now()
 	t.changed()
 }
 
 // handle returns a client's view of b, whose use it takes over; t is nil when b
-// needs no task.
-func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task) *Handle {
+// needs no task, else its client reads run.
+func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task, run blob.Run) *Handle {
 	ctx, cancel := context.WithCancelCause(ctx)
 	h := &Handle{size: b.Size(), blob: b}
 	h.close = func() {
@@ -175,7 +176,7 @@ func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task) *Handle {
 		h.close = func() {
 			stop()
 			cancel(context.Canceled)
-			m.leave(t)
+			m.leave(t, run)
 			b.Release()
 		}
 	}

@@ -26,17 +26,17 @@ import (
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
-// Scheduler is the stream that events go to. Joined tells whether a scheduler
-// answers; events told while it does not are lost, and told again on
-// control.Joined.
+// Scheduler takes events. Joined tells whether there is a scheduler for a blob;
+// events told while there is none are lost, and told again on control.Joined.
 type Scheduler interface {
 	Tell(control.Event)
-	Joined() bool
+	Joined(blob.Digest) bool
 }
 
 // Peers reads pieces, and the credentials of waiting clients, from other nodes.
+// Read tells progress each time that so many bytes more of the run have come.
 type Peers interface {
-	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put) error
+	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(n int)) error
 	Credential(ctx context.Context, h peer.Holder, d blob.Digest, o *damselflyv1.Origin) (http.Header, error)
 }
 
@@ -119,7 +119,11 @@ type task struct {
 	asked    time.Time // when the scheduler was told, or last heard of, or a piece came
 	answered bool
 	refused  bool
+	retry    time.Time  // when to want again, because the scheduler has too much to do; zero: not
+	since    time.Time  // since when it has had too much to do for this
+	urgent   []blob.Run // what clients of ranges read
 	leases   map[uint64]context.CancelCauseFunc
+	origin   []*originRead           // leases that read the origin
 	alone    context.CancelCauseFunc // ends the read that this node granted itself; nil when none
 	broken   int                     // how often the origin's bytes missed the digest
 }
@@ -290,9 +294,12 @@ func (m *Manager) step(t *task, now time.Time) time.Duration {
 	switch {
 	case t.refused:
 		why = "the scheduler refused"
-	case m.scheduler.Joined():
+	case m.scheduler.Joined(t.digest):
 		if len(t.leases) > 0 {
 			return later // the end of a lease wakes
+		}
+		if !t.retry.IsZero() {
+			return m.wantAgain(t, now)
 		}
 		if now.Before(due) {
 			return due.Sub(now)
@@ -399,52 +406,4 @@ func (m *Manager) keep(t *task) {
 	if err := t.blob.Seal(); err != nil {
 		m.log.Error("a whole blob could not be kept", zap.Stringer("digest", t.digest), zap.Error(err))
 	}
-}
-
-// want tells the scheduler what t waits for. The caller holds mu.
-func (m *Manager) want(t *task) {
-	t.asked, t.answered, t.refused = time.Now(), false, false
-	w := control.Want{Digest: t.digest, Size: t.blob.Size(), Origin: wireOrigin(t.ref, private(t.header))}
-	if !t.all {
-		w.Runs = t.wanted.Runs()
-	}
-	m.scheduler.Tell(w)
-	t.changed()
-}
-
-// private tells whether a client's header holds more than any client's would, so
-// that a seed should ask for it.
-func private(h http.Header) bool {
-	for name := range h {
-		switch name {
-		case "Accept", "User-Agent", "Damselfly-Via":
-		default:
-			return true
-		}
-	}
-	return false
-}
-
-func wireOrigin(ref origin.Ref, private bool) *damselflyv1.Origin {
-	o := &damselflyv1.Origin{Registry: ref.Registry, Repository: ref.Repository, Url: ref.URL, Private: private}
-	switch ref.Kind {
-	case origin.KindManifest:
-		o.Kind = damselflyv1.Origin_KIND_MANIFEST
-	case origin.KindURL:
-		o.Kind = damselflyv1.Origin_KIND_URL
-	default:
-		o.Kind = damselflyv1.Origin_KIND_BLOB
-	}
-	return o
-}
-
-func refOf(o *damselflyv1.Origin, d blob.Digest) origin.Ref {
-	ref := origin.Ref{Kind: origin.KindBlob, Registry: o.GetRegistry(), Repository: o.GetRepository(), Reference: d.String(), URL: o.GetUrl()}
-	switch o.GetKind() {
-	case damselflyv1.Origin_KIND_MANIFEST:
-		ref.Kind = origin.KindManifest
-	case damselflyv1.Origin_KIND_URL:
-		ref.Kind = origin.KindURL
-	}
-	return ref
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -40,7 +41,7 @@ func (s *scheduler) Tell(e control.Event) {
 	s.events = append(s.events, e)
 }
 
-func (s *scheduler) Joined() bool {
+func (s *scheduler) Joined(blob.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.joined
@@ -129,9 +130,10 @@ type swarm struct {
 	data map[blob.Digest][]byte
 	flip bool
 	err  error
+	each time.Duration // that 64 KiB take
 }
 
-func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put) error {
+func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
 	if s.err != nil {
 		return s.err
 	}
@@ -139,6 +141,10 @@ func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Lay
 		p := bytes.Clone(piece(l, s.data[d], i))
 		if s.flip {
 			p[0] ^= 1
+		}
+		for part := range slices.Chunk(p, 64<<10) {
+			pass(s.each)
+			progress(len(part))
 		}
 		if err := put(identity.RoleNode, i, p); err != nil {
 			return err
@@ -252,6 +258,9 @@ func (w *world) lease(id uint64, run blob.Run) control.Lease {
 	l, _ := blob.NewLayout(int64(len(w.data)))
 	return control.Lease{ID: id, Digest: w.d, Layout: l, Run: run}
 }
+
+// everything concerns every blob.
+func everything(blob.Digest) bool { return true }
 
 // pass lets d of the bubble's time go by.
 func pass(d time.Duration) { <-time.After(d) }

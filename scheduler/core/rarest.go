@@ -50,7 +50,7 @@ func (s *State) common(b *swarm, cand bitset) int {
 
 // commonPercent of a crowd of commonCrowd at least is most of it.
 const (
-	commonPercent = 70
+	commonPercent = 60
 	commonCrowd   = 12
 )
 

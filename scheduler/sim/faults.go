@@ -11,11 +11,9 @@ import (
 func (w *world) plan() {
 	f := &w.s.Faults
 	bound := w.s.Bound()
-	for _, n := range w.nodes {
-		if !n.seed && w.rng.Float64() < f.Die {
-			w.after(core.Time(w.rng.Int64N(int64(bound)+1)), func() { w.kill(n) })
-		}
-	}
+	w.some(1, f.Die, func(n *node) {
+		w.after(core.Time(w.rng.Int64N(int64(bound)+1)), func() { w.kill(n) })
+	})
 	at := func(progress float64, do func()) {
 		if progress > 0 {
 			w.points = append(w.points, point{int64(progress * float64(w.wanted)), do})

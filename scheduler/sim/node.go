@@ -70,32 +70,13 @@ func (w *world) addNode(i int, seed bool) {
 	s := &w.s
 	n := &node{index: i, id: fmt.Sprintf("n%d", i), seed: seed, alive: true, rack: -1, holds: make([]holding, len(w.layers))}
 	rate, slots := s.Rate, 1.0
-	switch {
-	case seed:
+	if seed {
 		rate, slots = s.SeedRate, max(s.SeedRate/s.Rate, 1)
-	case w.rng.Float64() < s.Slow:
-		n.slow = true
-		rate *= s.SlowFactor
 	}
 	n.up.rate, n.down.rate = rate, rate
 	n.slots = [2]int{roundUp(slots * float64(s.UploadSlots)), roundUp(slots * float64(s.DownloadSlots))}
 	if s.Racks > 0 {
 		n.rack = i % s.Racks
-	}
-	if f := &s.Faults; !seed {
-		switch x := w.rng.Float64(); {
-		case x < f.Lie:
-			n.lies = true
-		case x < f.Lie+f.Hang:
-			n.hangs = true
-		case x < f.Lie+f.Hang+f.Trickle:
-			n.drips = true
-		case x < f.Lie+f.Hang+f.Trickle+f.Evict:
-			n.evicts = true
-		}
-	}
-	if n.drips {
-		n.up.rate = 1
 	}
 	w.nodes = append(w.nodes, n)
 	w.byID[n.id] = n
