@@ -9,6 +9,7 @@ type rarestPolicy struct{}
 //   - where some nodes are whole, or nobody else wants the blob, the rarest in a
 //     window behind the first piece that m misses: the client gets its prefix sooner,
 //     and that costs nothing any more;
+//   - else, where a seed sends nothing, what only seeds have: they are the way in;
 //   - else what most have, since the slots of its many holders are of use only to
 //     the few who lack it;
 //   - else the rarest of all, so that what has just come spreads.
@@ -21,10 +22,35 @@ func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 		from := cand.next(0)
 		return s.rarest(b, cand, from, min(from+s.cfg.Window, b.n))
 	}
+	if p := s.unseen(b, cand); p >= 0 {
+		return p
+	}
 	if p := s.common(b, cand); p >= 0 {
 		return p
 	}
 	return s.rarest(b, cand, 0, b.n)
+}
+
+// unseen picks one of the candidates that no node has or is about to get; -1 when
+// there is none.
+func (s *State) unseen(b *swarm, cand bitset) int {
+	if !b.scarce || !b.idleSeed() {
+		return -1
+	}
+	for w, x := range cand {
+		s.set[w] = x &^ b.nodes.taken(w)
+	}
+	return s.pick(s.set[:len(cand)])
+}
+
+// idleSeed tells whether a seed sends nothing now.
+func (b *swarm) idleSeed() bool {
+	for _, m := range b.seeds.spares {
+		if len(m.n.up) == m.n.upFree {
+			return true
+		}
+	}
+	return false
 }
 
 // common picks one of the candidates that most of those who want the blob have, or
