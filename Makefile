@@ -67,8 +67,9 @@ fuzz: ## run each fuzz function for FUZZTIME (30s)
 bench: ## run the Go benchmarks named BENCH (.) in PKG (./...)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
 
-sim: ## run the tests of the scheduler's core, its random simulations among them, verbosely
-	$(GO) test -v -count=1 ./scheduler/core/...
+sim: ## simulate what the scheduler promises: a table of scenarios with their bars, 1,000 random worlds with faults
+	DAMSELFLY_SIM=1 $(GO) test -v -count=1 -timeout 30m -run 'TestTable|TestRandomWorlds' ./scheduler/sim
+	$(GO) test -count=1 ./scheduler/core/... ./scheduler/sim
 
 lab: ## run the end-to-end tests of swarms and faults, verbosely; needs root
 	$(GO) test -v -count=1 -timeout 20m -run '$(LAB)' ./e2e

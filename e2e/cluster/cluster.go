@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,8 +23,8 @@ import (
 type Config struct {
 	// Dir is the cluster's own directory; Bin that of scheduler, seed and dfget.
 	Dir, Bin string
-	// Seeds and Nodes are how many there are.
-	Seeds, Nodes int
+	// Seeds and Nodes are how many there are; Schedulers too, with one for 0.
+	Schedulers, Seeds, Nodes int
 	// Alone leaves the scheduler out: each node works by itself.
 	Alone bool
 	// Hosts says where registries are served.
@@ -42,8 +43,10 @@ type Host struct {
 
 // Cluster is a running cluster.
 type Cluster struct {
-	Scheduler    *Member
-	Seeds, Nodes []*Member
+	// Scheduler is the first of the Schedulers: it made the CA and all join tokens,
+	// and is the only one that seeds and nodes are told of.
+	Scheduler                *Member
+	Schedulers, Seeds, Nodes []*Member
 
 	cfg Config
 }
@@ -59,8 +62,9 @@ type Member struct {
 	// Docker Hub alone, and as an HTTPS proxy, whose CA is in CAFile.
 	Mirror, Hub, Proxy, CAFile string
 	// Ops is the address of /metrics and /readyz, Peer that where other members
-	// reach this one.
-	Ops, Peer string
+	// reach this one, Gossip that where a scheduler's peers do. Trace is the file of
+	// what one of several schedulers was told.
+	Ops, Peer, Gossip, Trace string
 
 	program string
 	args    []string
@@ -85,13 +89,10 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 
 func (c *Cluster) start(ctx context.Context) error {
 	if !c.cfg.Alone {
-		scheduler, err := c.New(Member{Name: "scheduler", Role: Scheduler})
-		if err != nil {
-			return err
-		}
-		c.Scheduler = scheduler
-		if err := scheduler.Start(ctx); err != nil {
-			return err
+		for range max(c.cfg.Schedulers, 1) {
+			if _, err := c.AddScheduler(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	for i := range c.cfg.Seeds {
@@ -109,6 +110,23 @@ func (c *Cluster) start(ctx context.Context) error {
 		group.Go(func() error { return m.Start(ctx) })
 	}
 	return group.Wait()
+}
+
+// AddScheduler starts a further scheduler, which gets the CA from the first, and
+// waits until it is ready. Close ends it.
+func (c *Cluster) AddScheduler(ctx context.Context) (*Member, error) {
+	name := "scheduler"
+	if n := len(c.Schedulers); n > 0 {
+		name = fmt.Sprintf("scheduler%d", n+1)
+	}
+	m, err := c.New(Member{Name: name, Role: Scheduler})
+	if err != nil {
+		return nil, err
+	}
+	if c.Schedulers = append(c.Schedulers, m); c.Scheduler == nil {
+		c.Scheduler = m
+	}
+	return m, m.Start(ctx)
 }
 
 func (c *Cluster) add(role Role, number int) error {
@@ -193,6 +211,12 @@ func (m *Member) Wait(ctx context.Context) error {
 	return err
 }
 
+// Running tells whether the member was started and neither stopped nor killed since.
+func (m *Member) Running() bool { return m.process != nil }
+
+// Program is the file of the program that the member runs.
+func (m *Member) Program() string { return m.program }
+
 // Signal sends a signal to a running member.
 func (m *Member) Signal(sig os.Signal) error { return m.process.Signal(sig) }
 
@@ -219,14 +243,8 @@ func (m *Member) Kill() {
 	}
 }
 
-// Members are all members, the scheduler last.
-func (c *Cluster) Members() []*Member {
-	all := append(append([]*Member(nil), c.Nodes...), c.Seeds...)
-	if c.Scheduler != nil {
-		all = append(all, c.Scheduler)
-	}
-	return all
-}
+// Members are all members, the schedulers last.
+func (c *Cluster) Members() []*Member { return slices.Concat(c.Nodes, c.Seeds, c.Schedulers) }
 
 // Close ends every member that runs by SIGTERM. The error joins those of members
 // that did not exit with code 0 in time.

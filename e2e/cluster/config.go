@@ -46,11 +46,33 @@ func (m *Member) tokenArgs(role Role) []string {
 }
 
 type schedulerFile struct {
-	StateDir string   `yaml:"stateDir"`
-	Trace    string   `yaml:"trace,omitempty"`
-	Listen   string   `yaml:"listen"`
-	Log      logFile  `yaml:"log"`
-	Ops      listener `yaml:"ops"`
+	StateDir  string   `yaml:"stateDir"`
+	Trace     string   `yaml:"trace,omitempty"`
+	Listen    string   `yaml:"listen"`
+	Gossip    string   `yaml:"gossipListen,omitempty"`
+	Join      string   `yaml:"join,omitempty"`
+	CAFrom    string   `yaml:"joinCluster,omitempty"`
+	TokenFile string   `yaml:"joinTokenFile,omitempty"`
+	Log       logFile  `yaml:"log"`
+	Ops       listener `yaml:"ops"`
+}
+
+// scheduler writes a scheduler's file. Of several, each but the first is told of the
+// first alone, and gets the CA from it.
+func (c *Cluster) scheduler(m *Member, log logFile) error {
+	file := schedulerFile{StateDir: m.DataDir, Trace: os.Getenv(envTrace), Listen: m.Peer, Log: log, Ops: listener{m.Ops}}
+	if c.cfg.Schedulers > 1 {
+		var err error
+		if m.Gossip, err = process.FreeAddr(); err != nil {
+			return err
+		}
+		m.Trace = filepath.Join(m.Dir, "trace")
+		file.Gossip, file.Trace = m.Gossip, m.Trace
+	}
+	if c.Scheduler != nil {
+		file.Join, file.CAFrom, file.TokenFile = c.Scheduler.Gossip, c.Scheduler.Peer, filepath.Join(m.Dir, "token")
+	}
+	return write(m.File, file)
 }
 
 type nodeFile struct {
@@ -115,7 +137,7 @@ func (c *Cluster) configure(m *Member) error {
 		log.Level = "info"
 	}
 	if m.Role == Scheduler {
-		return write(m.File, schedulerFile{Trace: os.Getenv(envTrace), StateDir: m.DataDir, Listen: m.Peer, Log: log, Ops: listener{m.Ops}})
+		return c.scheduler(m, log)
 	}
 	file := nodeFile{
 		DataDir: m.DataDir,

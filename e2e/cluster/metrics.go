@@ -2,8 +2,13 @@ package cluster
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -62,4 +67,42 @@ func (m *Member) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 		return nil, fmt.Errorf("metrics of %s: %w", m.Name, err)
 	}
 	return families, nil
+}
+
+// Gauge is the value of one of the member's gauges or counters; labels are name and
+// value in turn. It is 0 where there is no such series.
+func (m *Member) Gauge(ctx context.Context, name string, labels ...string) (float64, error) {
+	families, err := m.Metrics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, metric := range families[name].GetMetric() {
+		fits := true
+		for i := 0; i < len(labels); i += 2 {
+			fits = fits && slices.ContainsFunc(metric.GetLabel(), func(l *dto.LabelPair) bool {
+				return l.GetName() == labels[i] && l.GetValue() == labels[i+1]
+			})
+		}
+		if fits {
+			return metric.GetGauge().GetValue() + metric.GetCounter().GetValue(), nil
+		}
+	}
+	return 0, nil
+}
+
+// ID is the peer ID of a member that has joined, from its certificate.
+func (m *Member) ID() (string, error) {
+	content, err := os.ReadFile(filepath.Join(m.DataDir, "identity", "node.crt"))
+	if err != nil {
+		return "", fmt.Errorf("peer ID of %s: %w", m.Name, err)
+	}
+	block, _ := pem.Decode(content)
+	if block == nil {
+		return "", fmt.Errorf("peer ID of %s: its certificate is no PEM", m.Name)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return "", fmt.Errorf("peer ID of %s: %w", m.Name, err)
+	}
+	return cert.Subject.CommonName, nil
 }

@@ -21,12 +21,13 @@ import (
 // nobody. The map is the caller's to keep.
 func MethodRoles() map[string][]Role {
 	return map[string][]Role{
-		damselflyv1.Identity_Join_FullMethodName:    {Anybody},
-		damselflyv1.Identity_Renew_FullMethodName:   {RoleNode, RoleSeed, RoleScheduler},
-		damselflyv1.Peer_Read_FullMethodName:        {RoleNode, RoleSeed},
-		damselflyv1.Peer_Holdings_FullMethodName:    {RoleNode, RoleSeed},
-		damselflyv1.Peer_Credential_FullMethodName:  {RoleSeed},
-		damselflyv1.Scheduler_Attend_FullMethodName: {RoleNode, RoleSeed},
+		damselflyv1.Identity_Join_FullMethodName:           {Anybody},
+		damselflyv1.Identity_ShareAuthority_FullMethodName: {Anybody},
+		damselflyv1.Identity_Renew_FullMethodName:          {RoleNode, RoleSeed, RoleScheduler},
+		damselflyv1.Peer_Read_FullMethodName:               {RoleNode, RoleSeed},
+		damselflyv1.Peer_Holdings_FullMethodName:           {RoleNode, RoleSeed},
+		damselflyv1.Peer_Credential_FullMethodName:         {RoleSeed},
+		damselflyv1.Scheduler_Attend_FullMethodName:        {RoleNode, RoleSeed},
 	}
 }
 

@@ -91,7 +91,7 @@ func (ca *CA) say(id string, denied bool) error {
 			s.At = known.At.Add(1)
 		}
 		if !ok {
-			if room, err := ca.makeRoom(s); err != nil || !room {
+			if room, err := (&room{dir: filepath.Dir(path)}).take(s); err != nil || !room {
 				return err
 			}
 		}
@@ -106,6 +106,7 @@ func (ca *CA) Accept(statements []Statement) (news []Statement, err error) {
 	dir := filepath.Join(ca.dir, deniedDir)
 	err = withLock(dir, func() error {
 		var errs []error
+		left := &room{dir: dir}
 		for _, s := range statements {
 			if err := s.Check(); err != nil {
 				errs = append(errs, err)
@@ -116,18 +117,18 @@ func (ca *CA) Accept(statements []Statement) (news []Statement, err error) {
 			if err == nil && ok && !s.Replaces(known) {
 				continue
 			}
-			room := true
+			fits := true
 			if err == nil && !ok {
-				room, err = ca.makeRoom(s)
+				fits, err = left.take(s)
 			}
-			if err == nil && room {
+			if err == nil && fits {
 				err = s.write(path)
 			}
 			if err != nil {
 				errs = append(errs, err)
 				break
 			}
-			if !room {
+			if !fits {
 				continue
 			}
 			news = append(news, s)
@@ -140,13 +141,31 @@ func (ca *CA) Accept(statements []Statement) (news []Statement, err error) {
 	return news, err
 }
 
-// makeRoom makes room for a statement of a node that has none; false when it is
-// not worth it. What allows a node changes nothing once everybody has heard it: the
-// oldest of those gives way. The caller holds the lock.
-func (ca *CA) makeRoom(s Statement) (bool, error) {
-	known, err := ca.Statements()
-	if err != nil || len(known) < MaxStatements {
-		return err == nil, err
+// room is what is left for statements in a directory. Who has it holds the lock.
+type room struct {
+	dir     string
+	counted bool
+	used    int
+}
+
+// take makes room for a statement of a node that has none; false when it is not
+// worth it. What allows a node changes nothing once everybody has heard it: the
+// oldest of those gives way.
+func (r *room) take(s Statement) (bool, error) {
+	if !r.counted {
+		names, err := statementNames(r.dir)
+		if err != nil {
+			return false, err
+		}
+		r.counted, r.used = true, len(names)
+	}
+	if r.used < MaxStatements {
+		r.used++
+		return true, nil
+	}
+	known, err := readStatements(r.dir)
+	if err != nil {
+		return false, err
 	}
 	known = slices.DeleteFunc(known, func(s Statement) bool { return s.Denied })
 	if len(known) == 0 {
@@ -159,7 +178,7 @@ func (ca *CA) makeRoom(s Statement) (bool, error) {
 	if !s.Denied && s.At.Before(oldest.At) {
 		return false, nil
 	}
-	return true, os.Remove(filepath.Join(ca.dir, deniedDir, oldest.ID))
+	return true, os.Remove(filepath.Join(r.dir, oldest.ID))
 }
 
 // Denied says whether the node with this peer ID is denied. A directory that
@@ -193,19 +212,37 @@ func (ca *CA) DeniedIDs() ([]string, error) {
 
 // Statements lists what is kept of nodes that were ever denied, by ID.
 func (ca *CA) Statements() ([]Statement, error) {
-	dir := filepath.Join(ca.dir, deniedDir)
-	entries, err := os.ReadDir(dir)
+	out, err := readStatements(filepath.Join(ca.dir, deniedDir))
 	if err != nil {
 		return nil, fmt.Errorf("list denied nodes: %w", err)
 	}
-	var out []Statement
+	return out, nil
+}
+
+func statementNames(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
 	for _, e := range entries {
-		if checkID(e.Name()) != nil {
-			continue
+		if checkID(e.Name()) == nil {
+			names = append(names, e.Name())
 		}
-		s, ok, err := readStatement(filepath.Join(dir, e.Name()))
+	}
+	return names, nil
+}
+
+func readStatements(dir string) ([]Statement, error) {
+	names, err := statementNames(dir)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Statement, 0, len(names))
+	for _, name := range names {
+		s, ok, err := readStatement(filepath.Join(dir, name))
 		if err != nil {
-			return nil, fmt.Errorf("list denied nodes: %w", err)
+			return nil, err
 		}
 		if ok {
 			out = append(out, s)

@@ -184,15 +184,10 @@ func (r *remoteIssuer) join(ctx context.Context, key Key, role Role) (*credentia
 		TokenId: r.token.ID,
 		Secret:  r.token.secret,
 		Csr:     csr,
+		Role:    string(role),
 	})
 	if err != nil {
-		if failed := check.failure(); failed != nil {
-			return nil, failed
-		}
-		if s := status.Convert(err); s.Code() == codes.Unauthenticated {
-			return nil, fmt.Errorf("%w by %s: %s", ErrTokenRefused, r.scheduler, s.Message())
-		}
-		return nil, r.explain(err)
+		return nil, r.refused(check, err)
 	}
 	c, err := readAnswer(key, answer)
 	if err != nil {
@@ -202,6 +197,20 @@ func (r *remoteIssuer) join(ctx context.Context, key Key, role Role) (*credentia
 		return nil, fmt.Errorf("%w: the certificate from %s comes without the CA that the token pins", ErrWrongCluster, r.scheduler)
 	}
 	return c, roleFits(c, role)
+}
+
+// refused says why a call with a token failed.
+func (r *remoteIssuer) refused(check *pinCheck, err error) error {
+	if failed := check.failure(); failed != nil {
+		return failed
+	}
+	switch s := status.Convert(err); s.Code() {
+	case codes.Unauthenticated:
+		return fmt.Errorf("%w by %s: %s", ErrTokenRefused, r.scheduler, s.Message())
+	case codes.FailedPrecondition:
+		return fmt.Errorf("%w: %s: %s", ErrWrongRole, r.scheduler, s.Message())
+	}
+	return r.explain(err)
 }
 
 func (r *remoteIssuer) dial(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {

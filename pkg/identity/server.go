@@ -30,11 +30,16 @@ const (
 
 // refusedToken answers every join with a token that is not good. It does not
 // say why; the log does.
-const refusedToken = "the join token is unknown, expired or used up: make a new one with `scheduler token create`"
+const refusedToken = "the join token is expired, used up, or was not made by this scheduler: a token is known only to the one that made it, " +
+	"so name that one's address, or make a new token here with `scheduler token create`"
+
+// refusedRole answers a token that is good, but not for what was asked.
+const refusedRole = "the join token is for another role: make a token for that role with `scheduler token create --role %s`"
 
 // Server returns the Identity service of this CA, to register on a server that
 // runs with Self's ServerCredentials and the interceptors. Join answers
-// UNAUTHENTICATED for a token that is not good, RESOURCE_EXHAUSTED to an address
+// UNAUTHENTICATED for a token that is not good, FAILED_PRECONDITION for one of
+// another role than was asked for, RESOURCE_EXHAUSTED to an address
 // that failed too often, INVALID_ARGUMENT for a request that is none;
 // PERMISSION_DENIED is for denied nodes and for a renewal with another key.
 func (ca *CA) Server(o Options) (damselflyv1.IdentityServer, error) {
@@ -55,25 +60,29 @@ type server struct {
 
 // Join implements damselflyv1.IdentityServer.
 func (s *server) Join(ctx context.Context, request *damselflyv1.JoinRequest) (*damselflyv1.Certificate, error) {
+	return limited(ctx, s, "join", func(log *zap.Logger) (*damselflyv1.Certificate, error) { return s.join(request, log) })
+}
+
+// limited answers a caller who has nothing to show but a token.
+func limited[T any](ctx context.Context, s *server, method string, answer func(*zap.Logger) (*T, error)) (*T, error) {
 	remote := remoteOf(ctx)
-	log := s.log.With(zap.String("remote", remote.String()))
 	if !s.failures.allowed(remote, time.Now()) {
-		s.metrics.request("join", resultLimit)
+		s.metrics.request(method, resultLimit)
 		return nil, status.Errorf(codes.ResourceExhausted,
 			"too many failed joins from this address: check the join token, then try again in %s", failedJoinEvery)
 	}
-	certificate, err := s.join(request, log)
+	got, err := answer(s.log.With(zap.String("remote", remote.String())))
 	if err != nil {
 		result := resultFailed
 		if status.Code(err) != codes.Internal {
 			result = resultRefuse
 			s.failures.failed(remote, time.Now())
 		}
-		s.metrics.request("join", result)
+		s.metrics.request(method, result)
 		return nil, err
 	}
-	s.metrics.request("join", resultOK)
-	return certificate, nil
+	s.metrics.request(method, resultOK)
+	return got, nil
 }
 
 func (s *server) join(request *damselflyv1.JoinRequest, log *zap.Logger) (*damselflyv1.Certificate, error) {
@@ -81,28 +90,55 @@ func (s *server) join(request *damselflyv1.JoinRequest, log *zap.Logger) (*damse
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "certificate request: %v", err)
 	}
-	tokenID := request.GetTokenId()
-	log = log.With(zap.String("peer", id))
-	if validTokenID(tokenID) {
-		log = log.With(zap.String("token", tokenID))
+	want := Role(request.GetRole())
+	if want != "" && want != RoleNode && want != RoleSeed {
+		return nil, status.Errorf(codes.InvalidArgument, "role %q: want %s or %s", clip(string(want)), RoleNode, RoleSeed)
 	}
+	log = log.With(zap.String("peer", id))
 	if err := s.refuseDenied(id, log); err != nil {
 		return nil, err
 	}
-	if len(request.GetSecret()) > maxSecret {
-		return nil, status.Error(codes.Unauthenticated, refusedToken)
+	// A scheduler's certificate is made by who holds the CA, see ShareAuthority.
+	role, err := s.take(request, want, func(r Role) bool { return r != RoleScheduler && (want == "" || r == want) }, log)
+	if err != nil {
+		return nil, err
 	}
-	role, err := s.ca.tokens.take(tokenID, request.GetSecret(), time.Now())
+	return s.certify(public, role, log)
+}
+
+// bearer is a request with a join token in it.
+type bearer interface {
+	GetTokenId() string
+	GetSecret() string
+}
+
+// take uses the token of a request once, if its role fits, and returns the role; else
+// the status to answer with.
+func (s *server) take(request bearer, want Role, fits func(Role) bool, log *zap.Logger) (Role, error) {
+	id := request.GetTokenId()
+	if validTokenID(id) {
+		log = log.With(zap.String("token", id))
+	}
+	if len(request.GetSecret()) > maxSecret {
+		return "", status.Error(codes.Unauthenticated, refusedToken)
+	}
+	role, err := s.ca.tokens.take(id, request.GetSecret(), fits, time.Now())
 	switch {
+	case err == nil:
+		return role, nil
+	case errors.Is(err, errTokenRole):
+		log.Warn("refused a join", zap.Error(err), zap.String("wanted", string(want)))
+		if want == "" {
+			want = RoleNode
+		}
+		return "", status.Errorf(codes.FailedPrecondition, refusedRole, want)
 	case errors.Is(err, errTokenUnknown), errors.Is(err, errTokenSecret),
 		errors.Is(err, errTokenExpired), errors.Is(err, errTokenUsedUp):
 		log.Warn("refused a join", zap.Error(err))
-		return nil, status.Error(codes.Unauthenticated, refusedToken)
-	case err != nil:
-		log.Error("cannot read or write join tokens", zap.Error(err))
-		return nil, status.Error(codes.Internal, "the scheduler cannot read or write its join tokens: see its log")
+		return "", status.Error(codes.Unauthenticated, refusedToken)
 	}
-	return s.certify(public, role, log)
+	log.Error("cannot read or write join tokens", zap.Error(err))
+	return "", status.Error(codes.Internal, "the scheduler cannot read or write its join tokens: see its log")
 }
 
 // Renew implements damselflyv1.IdentityServer.

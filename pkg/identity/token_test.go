@@ -81,7 +81,7 @@ func FuzzParseToken(f *testing.F) {
 }
 
 func take(ca *CA, token Token) error {
-	_, err := ca.tokens.take(token.ID, token.secret, time.Now())
+	_, err := ca.tokens.take(token.ID, token.secret, anything, time.Now())
 	return err
 }
 
@@ -146,7 +146,7 @@ func TestTokenReasons(t *testing.T) {
 		t.Error("revoking what is not there says nothing")
 	}
 	for _, id := range []string{"", "../" + token.ID, "*", strings.Repeat("a", 1<<16)} {
-		if _, err := ca.tokens.take(id, token.secret, time.Now()); !errors.Is(err, errTokenUnknown) {
+		if _, err := ca.tokens.take(id, token.secret, anything, time.Now()); !errors.Is(err, errTokenUnknown) {
 			t.Errorf("ID %q: %v", clip(id), err)
 		}
 		if err := ca.RevokeToken(id); err == nil {
@@ -202,14 +202,15 @@ func TestTokenIsStoredHashed(t *testing.T) {
 func TestTokenLimits(t *testing.T) {
 	ca := testCA(t)
 	for name, make := range map[string]func() (string, error){
-		"scheduler":     func() (string, error) { return ca.NewToken(RoleScheduler, time.Hour, 1) },
-		"anybody":       func() (string, error) { return ca.NewToken(Anybody, time.Hour, 1) },
-		"no time":       func() (string, error) { return ca.NewToken(RoleNode, 0, 1) },
-		"negative time": func() (string, error) { return ca.NewToken(RoleNode, -time.Hour, 1) },
-		"for ever":      func() (string, error) { return ca.NewToken(RoleNode, MaxTokenTTL+1, 1) },
-		"no uses":       func() (string, error) { return ca.NewToken(RoleNode, time.Hour, 0) },
-		"too many uses": func() (string, error) { return ca.NewToken(RoleNode, time.Hour, MaxTokenUses+1) },
-		"negative uses": func() (string, error) { return ca.NewToken(RoleNode, time.Hour, -1) },
+		"scheduler, for long": func() (string, error) { return ca.NewToken(RoleScheduler, MaxSchedulerTokenTTL+1, 1) },
+		"scheduler, two uses": func() (string, error) { return ca.NewToken(RoleScheduler, time.Hour, 2) },
+		"anybody":             func() (string, error) { return ca.NewToken(Anybody, time.Hour, 1) },
+		"no time":             func() (string, error) { return ca.NewToken(RoleNode, 0, 1) },
+		"negative time":       func() (string, error) { return ca.NewToken(RoleNode, -time.Hour, 1) },
+		"for ever":            func() (string, error) { return ca.NewToken(RoleNode, MaxTokenTTL+1, 1) },
+		"no uses":             func() (string, error) { return ca.NewToken(RoleNode, time.Hour, 0) },
+		"too many uses":       func() (string, error) { return ca.NewToken(RoleNode, time.Hour, MaxTokenUses+1) },
+		"negative uses":       func() (string, error) { return ca.NewToken(RoleNode, time.Hour, -1) },
 	} {
 		if token, err := make(); err == nil {
 			t.Errorf("%s: made %s", name, token)
@@ -234,7 +235,7 @@ func TestDamagedTokenFile(t *testing.T) {
 		"empty":     "",
 		"cut":       string(good[:len(good)/2]),
 		"null":      "null",
-		"scheduler": strings.Replace(string(good), `"node"`, `"scheduler"`, 1),
+		"scheduler": strings.Replace(string(good), `"node"`, `"boss"`, 1),
 		"no hash":   strings.Replace(string(good), "secret_sha256", "x", 1),
 		"other ID":  strings.Replace(string(good), token.ID, "0000000000000000", 1),
 	} {
@@ -246,3 +247,5 @@ func TestDamagedTokenFile(t *testing.T) {
 		}
 	}
 }
+
+func anything(Role) bool { return true }

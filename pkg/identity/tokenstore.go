@@ -22,6 +22,9 @@ const (
 	MaxTokenTTL = 366 * 24 * time.Hour
 	// MaxTokenUses is the most uses that a join token can have.
 	MaxTokenUses = 1_000_000
+	// MaxSchedulerTokenTTL is the longest that a join token for the role scheduler
+	// can live. It has one use: it buys the cluster's CA.
+	MaxSchedulerTokenTTL = 24 * time.Hour
 	// keepExpired is how long an expired token stays listed, so that the log can
 	// say why a late node was refused.
 	keepExpired = 7 * 24 * time.Hour
@@ -50,6 +53,7 @@ var (
 	errTokenSecret  = errors.New("the token's secret is wrong")
 	errTokenExpired = errors.New("the token has expired")
 	errTokenUsedUp  = errors.New("the token's uses are used up")
+	errTokenRole    = errors.New("the token is for another role")
 )
 
 // tokenStore keeps tokens as files in a directory, under a file lock, so that
@@ -64,18 +68,26 @@ func openTokens(dir string) (tokenStore, error) {
 }
 
 // NewToken makes a join token that gives the role to as many nodes as uses says,
-// until ttl has passed. The empty role means node; the role scheduler cannot be
-// had by a token. It takes effect at once in every scheduler that uses this
-// directory. The result is the only copy of the secret.
+// until ttl has passed. The empty role means node. The role scheduler has one use
+// and at most MaxSchedulerTokenTTL: AdoptCA gets the whole CA with it. A token takes
+// effect at once in every scheduler that uses this directory, and in no other. The
+// result is the only copy of the secret.
 func (ca *CA) NewToken(role Role, ttl time.Duration, uses int) (string, error) {
 	if role == "" {
 		role = RoleNode
 	}
-	if role != RoleNode && role != RoleSeed {
-		return "", fmt.Errorf("make join token: role %q: a token can give %s or %s; a scheduler has its certificate from the CA's directory", clip(string(role)), RoleNode, RoleSeed)
+	if _, err := ParseRole(string(role)); err != nil {
+		return "", fmt.Errorf("make join token: %w", err)
 	}
-	if ttl <= 0 || ttl > MaxTokenTTL {
-		return "", fmt.Errorf("make join token: lifetime %s: want more than 0 and at most %s", ttl, MaxTokenTTL)
+	longest := MaxTokenTTL
+	if role == RoleScheduler {
+		longest = MaxSchedulerTokenTTL
+		if uses != 1 {
+			return "", fmt.Errorf("make join token: %d uses: a token for a %s buys the cluster's CA, and has one use", uses, role)
+		}
+	}
+	if ttl <= 0 || ttl > longest {
+		return "", fmt.Errorf("make join token: lifetime %s: want more than 0 and at most %s for a %s", ttl, longest, role)
 	}
 	if uses < 1 || uses > MaxTokenUses {
 		return "", fmt.Errorf("make join token: %d uses: want 1 to %d", uses, MaxTokenUses)
@@ -137,8 +149,8 @@ func (s tokenStore) add(record tokenRecord, now time.Time) error {
 }
 
 // take uses the token once and returns the role it gives. When it returns nil,
-// the use is on disk.
-func (s tokenStore) take(id, secret string, now time.Time) (role Role, err error) {
+// the use is on disk. A role that fits refuses costs no use: errTokenRole.
+func (s tokenStore) take(id, secret string, fits func(Role) bool, now time.Time) (role Role, err error) {
 	if !validTokenID(id) {
 		return "", errTokenUnknown
 	}
@@ -156,6 +168,9 @@ func (s tokenStore) take(id, secret string, now time.Time) (role Role, err error
 		}
 		if record.Uses < 1 {
 			return errTokenUsedUp
+		}
+		if !fits(record.Role) {
+			return errTokenRole
 		}
 		record.Uses--
 		role = record.Role
@@ -236,7 +251,7 @@ func (s tokenStore) read(id string) (tokenRecord, error) {
 	if err := json.Unmarshal(content, &record); err != nil {
 		return tokenRecord{}, fmt.Errorf("%s is damaged: %w; delete it", s.path(id), err)
 	}
-	if record.ID != id || (record.Role != RoleNode && record.Role != RoleSeed) || len(record.SecretSHA256) != sha256.Size {
+	if _, err := ParseRole(string(record.Role)); err != nil || record.ID != id || len(record.SecretSHA256) != sha256.Size {
 		return tokenRecord{}, fmt.Errorf("%s is damaged: delete it", s.path(id))
 	}
 	return record, nil

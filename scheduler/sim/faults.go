@@ -2,18 +2,57 @@ package sim
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
+// partOf is how many of n a fraction is. Numbers are exact and only who is hit is
+// random, so that a small crowd has what its scenario says.
+func partOf(fraction float64, n int) int { return int(math.Round(fraction * float64(n))) }
+
+// crowd is the nodes in random order.
+func (w *world) crowd() []*node {
+	nodes := make([]*node, w.s.Nodes)
+	for i, k := range w.rng.Perm(w.s.Nodes) {
+		nodes[i] = w.nodes[k]
+	}
+	return nodes
+}
+
+// cast says which nodes are slow, and which do wrong: each in one way at most.
+func (w *world) cast() {
+	s, f := &w.s, &w.s.Faults
+	for _, n := range w.crowd()[:partOf(s.Slow, s.Nodes)] {
+		n.slow = true
+		n.up.rate *= s.SlowFactor
+		n.down.rate = n.up.rate
+	}
+	nodes, upTo, done := w.crowd(), 0.0, 0
+	for _, part := range []struct {
+		fraction float64
+		do       func(*node)
+	}{
+		{f.Lie, func(n *node) { n.lies = true }},
+		{f.Hang, func(n *node) { n.hangs = true }},
+		{f.Trickle, func(n *node) { n.drips, n.up.rate = true, 1 }},
+		{f.Evict, func(n *node) { n.evicts = true }},
+	} {
+		upTo += part.fraction
+		for ; done < partOf(upTo, s.Nodes); done++ {
+			part.do(nodes[done])
+		}
+	}
+}
+
 // plan has what the scenario says go wrong at its time.
 func (w *world) plan() {
 	f := &w.s.Faults
 	bound := w.s.Bound()
-	w.some(1, f.Die, func(n *node) {
+	for _, n := range w.crowd()[:partOf(f.Die, w.s.Nodes)] {
 		w.after(core.Time(w.rng.Int64N(int64(bound)+1)), func() { w.kill(n) })
-	})
+	}
 	at := func(progress float64, do func()) {
 		if progress > 0 {
 			w.points = append(w.points, point{int64(progress * float64(w.wanted)), do})

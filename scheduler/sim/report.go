@@ -67,7 +67,7 @@ func (w *world) times(r *Result, bound core.Time) {
 	r.Mean = seconds(total) / float64(len(took))
 	r.MeanRatio = r.Mean / seconds(bound)
 	r.P50, r.P99 = seconds(took[len(took)/2]), seconds(took[len(took)*99/100])
-	r.FastRatio = float64(fast) / float64(w.s.boundOf(false))
+	r.FastRatio = float64(fast) / float64(w.s.boundOf(0))
 	rate := float64(w.s.Seeds) * w.s.SeedRate
 	for _, n := range w.nodes {
 		if !n.seed {

@@ -179,22 +179,24 @@ func (s *Scenario) arrivalSpan() core.Time {
 // time until slow nodes are found out are left out; so are liars.
 func (s Scenario) Bound() core.Time {
 	s.setDefaults()
-	return s.boundOf(s.Slow > 0)
+	return s.boundOf(partOf(s.Slow, s.Nodes))
 }
 
-func (s *Scenario) boundOf(slow bool) core.Time {
+// boundOf is the bound where so many nodes are slow.
+func (s *Scenario) boundOf(slow int) core.Time {
 	f, n := float64(s.bytes()), float64(s.Nodes)
-	down, up := s.Rate, n*s.Rate
-	if slow {
-		down *= s.SlowFactor
-		up *= 1 - s.Slow*(1-s.SlowFactor)
+	down, up := s.Rate, s.Rate*(n-float64(slow)*(1-s.SlowFactor))
+	if slow > 0 {
+		down = min(down, s.Rate*s.SlowFactor)
 	}
-	seeds := float64(s.Seeds) * s.SeedRate
-	in := seeds
+	source := float64(s.Seeds) * s.SeedRate
 	if s.Seeds == 0 {
-		in = s.Rate // the first node reads the origin
+		source = min(s.Rate, s.OriginRate) // the node that reads the origin hands it on
 	}
-	bound := max(f/min(in, s.OriginRate), f/down, n*f/(seeds+up))
+	bound := max(f/source, f/down, n*f/(source+up))
+	if !s.Warm || s.Seeds == 0 {
+		bound = max(bound, f/s.OriginRate)
+	}
 	if s.Racks > 1 {
 		bound = max(bound, f/(n/float64(s.Racks)*s.Rate/s.Oversubscribed))
 	}

@@ -12,8 +12,8 @@ func (w *world) begun(l *lease) {
 	n := l.node
 	l.begun, l.start = true, w.now
 	n.running++
-	if n.running > 2*n.slots[1] && len(w.states) > 1 {
-		w.over++
+	if n.running > 2*n.slots[1] {
+		w.over++ // a slot can have one lease that runs and one that is ending
 	}
 	if l.holder == nil {
 		w.originReads++

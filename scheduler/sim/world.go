@@ -98,6 +98,7 @@ func newWorld(s Scenario, clock func() int64) (*world, error) {
 	for i := range s.Nodes + max(s.Seeds, 0) {
 		w.addNode(i, i >= s.Nodes)
 	}
+	w.cast()
 	for i := range w.lines {
 		rate := 0.0
 		for _, n := range w.nodes {

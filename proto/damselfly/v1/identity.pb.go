@@ -28,7 +28,10 @@ type JoinRequest struct {
 	Secret  string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	// PKCS #10 request, DER, signed by the node's ed25519 key. Only the key is
 	// used; names in it are ignored.
-	Csr           []byte `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
+	Csr []byte `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
+	// The role that the caller must have. A token for another one is refused before
+	// a use is taken off it. Empty: whatever the token gives.
+	Role          string `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -84,6 +87,120 @@ func (x *JoinRequest) GetCsr() []byte {
 	return nil
 }
 
+func (x *JoinRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+type AuthorityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in JoinRequest.
+	TokenId       string `protobuf:"bytes,1,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorityRequest) Reset() {
+	*x = AuthorityRequest{}
+	mi := &file_damselfly_v1_identity_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorityRequest) ProtoMessage() {}
+
+func (x *AuthorityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_identity_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorityRequest.ProtoReflect.Descriptor instead.
+func (*AuthorityRequest) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AuthorityRequest) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+func (x *AuthorityRequest) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type Authority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The CA's private key: PKCS #8, DER. It must not be logged.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The cluster's CA certificates, DER: that of the key first.
+	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authority) Reset() {
+	*x = Authority{}
+	mi := &file_damselfly_v1_identity_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authority) ProtoMessage() {}
+
+func (x *Authority) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_identity_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authority.ProtoReflect.Descriptor instead.
+func (*Authority) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Authority) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Authority) GetRoots() [][]byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -93,7 +210,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_damselfly_v1_identity_proto_msgTypes[1]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -105,7 +222,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_identity_proto_msgTypes[1]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -118,7 +235,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{1}
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -140,7 +257,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_damselfly_v1_identity_proto_msgTypes[2]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -152,7 +269,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_identity_proto_msgTypes[2]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -165,7 +282,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{2}
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Certificate) GetChain() [][]byte {
@@ -186,18 +303,26 @@ var File_damselfly_v1_identity_proto protoreflect.FileDescriptor
 
 const file_damselfly_v1_identity_proto_rawDesc = "" +
 	"\n" +
-	"\x1bdamselfly/v1/identity.proto\x12\fdamselfly.v1\"R\n" +
+	"\x1bdamselfly/v1/identity.proto\x12\fdamselfly.v1\"f\n" +
 	"\vJoinRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x16\n" +
 	"\x06secret\x18\x02 \x01(\tR\x06secret\x12\x10\n" +
-	"\x03csr\x18\x03 \x01(\fR\x03csr\" \n" +
+	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\"E\n" +
+	"\x10AuthorityRequest\x12\x19\n" +
+	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"3\n" +
+	"\tAuthority\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"9\n" +
 	"\vCertificate\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\fR\x05roots2\x88\x01\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots2\xd3\x01\n" +
 	"\bIdentity\x12<\n" +
-	"\x04Join\x12\x19.damselfly.v1.JoinRequest\x1a\x19.damselfly.v1.Certificate\x12>\n" +
+	"\x04Join\x12\x19.damselfly.v1.JoinRequest\x1a\x19.damselfly.v1.Certificate\x12I\n" +
+	"\x0eShareAuthority\x12\x1e.damselfly.v1.AuthorityRequest\x1a\x17.damselfly.v1.Authority\x12>\n" +
 	"\x05Renew\x12\x1a.damselfly.v1.RenewRequest\x1a\x19.damselfly.v1.CertificateBCZAgithub.com/damselfly-p2p/damselfly/proto/damselfly/v1;damselflyv1b\x06proto3"
 
 var (
@@ -212,19 +337,23 @@ func file_damselfly_v1_identity_proto_rawDescGZIP() []byte {
 	return file_damselfly_v1_identity_proto_rawDescData
 }
 
-var file_damselfly_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_damselfly_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_damselfly_v1_identity_proto_goTypes = []any{
-	(*JoinRequest)(nil),  // 0: damselfly.v1.JoinRequest
-	(*RenewRequest)(nil), // 1: damselfly.v1.RenewRequest
-	(*Certificate)(nil),  // 2: damselfly.v1.Certificate
+	(*JoinRequest)(nil),      // 0: damselfly.v1.JoinRequest
+	(*AuthorityRequest)(nil), // 1: damselfly.v1.AuthorityRequest
+	(*Authority)(nil),        // 2: damselfly.v1.Authority
+	(*RenewRequest)(nil),     // 3: damselfly.v1.RenewRequest
+	(*Certificate)(nil),      // 4: damselfly.v1.Certificate
 }
 var file_damselfly_v1_identity_proto_depIdxs = []int32{
 	0, // 0: damselfly.v1.Identity.Join:input_type -> damselfly.v1.JoinRequest
-	1, // 1: damselfly.v1.Identity.Renew:input_type -> damselfly.v1.RenewRequest
-	2, // 2: damselfly.v1.Identity.Join:output_type -> damselfly.v1.Certificate
-	2, // 3: damselfly.v1.Identity.Renew:output_type -> damselfly.v1.Certificate
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	1, // 1: damselfly.v1.Identity.ShareAuthority:input_type -> damselfly.v1.AuthorityRequest
+	3, // 2: damselfly.v1.Identity.Renew:input_type -> damselfly.v1.RenewRequest
+	4, // 3: damselfly.v1.Identity.Join:output_type -> damselfly.v1.Certificate
+	2, // 4: damselfly.v1.Identity.ShareAuthority:output_type -> damselfly.v1.Authority
+	4, // 5: damselfly.v1.Identity.Renew:output_type -> damselfly.v1.Certificate
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -241,7 +370,7 @@ func file_damselfly_v1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_damselfly_v1_identity_proto_rawDesc), len(file_damselfly_v1_identity_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

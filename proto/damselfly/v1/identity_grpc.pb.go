@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Identity_Join_FullMethodName  = "/damselfly.v1.Identity/Join"
-	Identity_Renew_FullMethodName = "/damselfly.v1.Identity/Renew"
+	Identity_Join_FullMethodName           = "/damselfly.v1.Identity/Join"
+	Identity_ShareAuthority_FullMethodName = "/damselfly.v1.Identity/ShareAuthority"
+	Identity_Renew_FullMethodName          = "/damselfly.v1.Identity/Renew"
 )
 
 // IdentityClient is the client API for Identity service.
@@ -30,9 +31,13 @@ const (
 // Identity issues the certificates that every other call needs. The scheduler
 // serves it.
 type IdentityClient interface {
-	// Join turns a join token and a certificate request into a certificate. It is
-	// the only method that a caller without a certificate may call.
+	// Join turns a join token and a certificate request into a certificate. A caller
+	// without a certificate may call it and ShareAuthority, and nothing else.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Certificate, error)
+	// ShareAuthority gives the cluster's CA to a further scheduler, for a join token
+	// with the role scheduler. The caller must have seen that the server holds the CA
+	// that its token pins.
+	ShareAuthority(ctx context.Context, in *AuthorityRequest, opts ...grpc.CallOption) (*Authority, error)
 	// Renew issues a new certificate for the identity and role of the caller's
 	// present one.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
@@ -56,6 +61,16 @@ func (c *identityClient) Join(ctx context.Context, in *JoinRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *identityClient) ShareAuthority(ctx context.Context, in *AuthorityRequest, opts ...grpc.CallOption) (*Authority, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Authority)
+	err := c.cc.Invoke(ctx, Identity_ShareAuthority_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *identityClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Certificate)
@@ -73,9 +88,13 @@ func (c *identityClient) Renew(ctx context.Context, in *RenewRequest, opts ...gr
 // Identity issues the certificates that every other call needs. The scheduler
 // serves it.
 type IdentityServer interface {
-	// Join turns a join token and a certificate request into a certificate. It is
-	// the only method that a caller without a certificate may call.
+	// Join turns a join token and a certificate request into a certificate. A caller
+	// without a certificate may call it and ShareAuthority, and nothing else.
 	Join(context.Context, *JoinRequest) (*Certificate, error)
+	// ShareAuthority gives the cluster's CA to a further scheduler, for a join token
+	// with the role scheduler. The caller must have seen that the server holds the CA
+	// that its token pins.
+	ShareAuthority(context.Context, *AuthorityRequest) (*Authority, error)
 	// Renew issues a new certificate for the identity and role of the caller's
 	// present one.
 	Renew(context.Context, *RenewRequest) (*Certificate, error)
@@ -91,6 +110,9 @@ type UnimplementedIdentityServer struct{}
 
 func (UnimplementedIdentityServer) Join(context.Context, *JoinRequest) (*Certificate, error) {
 	return nil, status.Error(codes.Unimplemented, "method Join not implemented")
+}
+func (UnimplementedIdentityServer) ShareAuthority(context.Context, *AuthorityRequest) (*Authority, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShareAuthority not implemented")
 }
 func (UnimplementedIdentityServer) Renew(context.Context, *RenewRequest) (*Certificate, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
@@ -134,6 +156,24 @@ func _Identity_Join_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Identity_ShareAuthority_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AuthorityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdentityServer).ShareAuthority(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Identity_ShareAuthority_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdentityServer).ShareAuthority(ctx, req.(*AuthorityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Identity_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewRequest)
 	if err := dec(in); err != nil {
@@ -162,6 +202,10 @@ var Identity_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Join",
 			Handler:    _Identity_Join_Handler,
+		},
+		{
+			MethodName: "ShareAuthority",
+			Handler:    _Identity_ShareAuthority_Handler,
 		},
 		{
 			MethodName: "Renew",

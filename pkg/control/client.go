@@ -1,0 +1,276 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// stream is the node's end of an Attend stream.
+type stream = grpc.BidiStreamingClient[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage]
+
+// listener hears what comes on one stream, one thing at a time and in order.
+type listener interface {
+	// welcome says that the scheduler attends; an error ends the stream.
+	welcome(ctx context.Context, release string) error
+	hear(Decision)
+}
+
+// client keeps the events for one scheduler and its stream, one stream at a time.
+// Its methods are safe for concurrent use; tell never blocks: events wait in a
+// queue for the stream, and are dropped while there is none, because everything is
+// told again on the next.
+type client struct {
+	attend  *damselflyv1.Attend
+	log     *zap.Logger
+	wake    chan struct{}
+	waiting func() bool
+
+	mu       sync.Mutex
+	joined   bool
+	queue    []*damselflyv1.NodeEvent
+	heard    time.Time // last message from the scheduler
+	asked    time.Time // ping without an answer; zero when it is answered
+	number   uint64
+	measured time.Time     // when trip was last measured
+	trip     time.Duration // smoothed control round trip; 0 while unknown
+}
+
+func newClient(attend *damselflyv1.Attend, waiting func() bool, log *zap.Logger) *client {
+	return &client{attend: attend, waiting: waiting, log: log, wake: make(chan struct{}, 1)}
+}
+
+// once attends over one stream until that ends, and says why it did.
+func (c *client) once(ctx context.Context, dial Conn, l listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer c.leave()
+	st, err := dial.Attend(ctx)
+	if err != nil {
+		return fmt.Errorf("attending: %w", err)
+	}
+	if err := st.Send(message(&damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Attend{Attend: c.attend}})); err != nil {
+		return fmt.Errorf("attending: %w", err)
+	}
+	// Ended by cancel: a stream that is stuck must not keep the watch waiting.
+	g := new(errgroup.Group)
+	g.Go(func() error {
+		err := c.receive(ctx, st, l)
+		cancel(err)
+		return err
+	})
+	g.Go(func() error { return c.send(ctx, st) })
+	g.Go(func() error {
+		err := c.watch(ctx)
+		cancel(err)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	return nil
+}
+
+func (c *client) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joined, c.queue = false, nil
+}
+
+func (c *client) receive(ctx context.Context, st stream, l listener) error {
+	for {
+		msg, err := st.Recv()
+		if err != nil {
+			return fmt.Errorf("reading decisions: %w", err)
+		}
+		c.hear()
+		for _, d := range msg.GetDecisions() {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			switch d := d.GetDecision().(type) {
+			case *damselflyv1.Decision_Welcome:
+				c.join()
+				if err := l.welcome(st.Context(), d.Welcome.GetRelease()); err != nil {
+					return err
+				}
+				continue
+			case *damselflyv1.Decision_Pong:
+				c.answered(d.Pong.GetNumber())
+				continue
+			}
+			decisions, err := decode(d)
+			if err != nil {
+				c.log.Error("dropped a malformed decision", zap.Error(err))
+				continue
+			}
+			for _, d := range decisions {
+				l.hear(d)
+			}
+		}
+	}
+}
+
+func (c *client) hear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.heard = time.Now()
+}
+
+func (c *client) join() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joined, c.asked, c.queue = true, time.Time{}, nil
+	c.trip, c.measured = 0, time.Time{}
+}
+
+// answered takes a pong. The round trip counts from when the ping was queued:
+// what a decision of the same moment would have taken.
+func (c *client) answered(number uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if number != c.number || c.asked.IsZero() {
+		return
+	}
+	now := time.Now()
+	took := now.Sub(c.asked)
+	if c.trip == 0 {
+		c.trip = took
+	} else {
+		c.trip += (took - c.trip) / smoothing
+	}
+	c.asked, c.measured = time.Time{}, now
+}
+
+// roundTrip is how long a word to the scheduler and its answer take.
+func (c *client) roundTrip() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.trip == 0 {
+		return unknownTrip
+	}
+	return c.trip
+}
+
+func (c *client) send(ctx context.Context, st stream) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.wake:
+		}
+		c.mu.Lock()
+		events := c.queue
+		c.queue = nil
+		c.mu.Unlock()
+		for len(events) > 0 {
+			n := fitting(events)
+			if err := st.Send(message(events[:n]...)); err != nil {
+				return fmt.Errorf("telling events: %w", err)
+			}
+			events = events[n:]
+		}
+	}
+}
+
+// What one message holds at most. A scheduler takes 4096 events and 64 MiB: a node
+// that holds many blobs tells them in parts.
+const (
+	messageEvents = 1024
+	messageBytes  = 1 << 20
+)
+
+// fitting is how many of the events go into one message, one at least.
+func fitting(events []*damselflyv1.NodeEvent) int {
+	n, bytes := 0, 0
+	for n < len(events) && n < messageEvents && bytes < messageBytes {
+		bytes += proto.Size(events[n])
+		n++
+	}
+	return n
+}
+
+// errSilent ends a stream whose scheduler is there and does not answer, as one
+// that hangs does: the next stream starts both sides from what is true then.
+var errSilent = errors.New("the scheduler does not answer")
+
+// watch pings, and errs when the scheduler stays silent.
+func (c *client) watch(ctx context.Context) error {
+	tick := time.NewTicker(pingBusy)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case now := <-tick.C:
+			if c.silent(now, c.waiting()) {
+				return errSilent
+			}
+		}
+	}
+}
+
+// silent sends a ping where one is due and tells whether the scheduler has been
+// silent for too long. A busy stream is pinged too, now and then, for its round
+// trip.
+func (c *client) silent(now time.Time, busy bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.joined {
+		return false
+	}
+	every, limit := pingIdle, silenceIdle
+	if busy {
+		every, limit = pingBusy, silence
+	}
+	if c.asked.IsZero() {
+		if now.Sub(c.heard) >= every || now.Sub(c.measured) >= pingIdle {
+			c.asked = now
+			c.number++
+			c.push(&damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Ping{Ping: &damselflyv1.Ping{Number: c.number}}})
+		}
+		return false
+	}
+	return now.Sub(c.asked) >= limit && now.Sub(c.heard) >= limit
+}
+
+// push queues an event. The caller holds mu.
+func (c *client) push(e *damselflyv1.NodeEvent) {
+	if !c.joined {
+		return
+	}
+	c.queue = append(c.queue, e)
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func message(events ...*damselflyv1.NodeEvent) *damselflyv1.NodeMessage {
+	return &damselflyv1.NodeMessage{Events: events}
+}
+
+// tell queues an event. A Have joins the event before it where the two are of one
+// blob.
+func (c *client) tell(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if have, ok := e.(Have); ok && len(c.queue) > 0 {
+		if last, ok := c.queue[len(c.queue)-1].GetEvent().(*damselflyv1.NodeEvent_Have); ok && have.merge(last.Have) {
+			return
+		}
+	}
+	c.push(e.wire())
+}

@@ -1,0 +1,348 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
+// member is one scheduler that this node attends, or tries to. The set's mutex
+// guards its fields but the first group, which never changes.
+type member struct {
+	client *client
+	stop   context.CancelFunc
+	done   chan struct{} // closed when it is attended no more
+	first  chan struct{} // closed at its first welcome
+
+	Holder               // the ID is "" until a starting point has answered
+	attendance int       // counts its streams
+	joined     bool      // it attends and answers
+	lost       time.Time // since when it does not; zero if it never has
+	spoken     bool      // this stream has brought the word below
+	word       []Holder
+	leases     map[uint64]*lease // of this attendance, by its own IDs
+	told       Slots
+	gone       bool // it has left the set
+}
+
+// attended is one stream of a member's.
+type attended struct {
+	s    *Set
+	m    *member
+	conn Conn
+}
+
+var (
+	errTwice = errors.New("this scheduler is attended already, under another address")
+	errLeft  = errors.New("this scheduler has left the cluster")
+	errNoID  = errors.New("the scheduler has not shown who it is")
+)
+
+// welcome implements listener.
+func (a *attended) welcome(ctx context.Context, release string) error {
+	s, m := a.s, a.m
+	id := a.conn.ID(ctx)
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	s.mu.Lock()
+	other := s.members[id]
+	switch {
+	case id == "" || m.ID != "" && m.ID != id:
+		s.mu.Unlock()
+		return errNoID
+	case m.gone:
+		s.mu.Unlock()
+		return errLeft
+	case other != nil && other != m:
+		s.mu.Unlock()
+		return errTwice
+	}
+	m.ID = id
+	s.members[id] = m
+	m.attendance++
+	m.joined, m.lost, m.spoken, m.word, m.leases = true, time.Time{}, false, nil, map[uint64]*lease{}
+	m.told = s.budget()
+	moved, _ := s.spread(id)
+	s.mu.Unlock()
+	s.log.Info("attending a scheduler", zap.String("scheduler", id), zap.String("address", m.Address), zap.String("release", release))
+	s.handler.Handle(Joined{Concerns: moved})
+	if m.attendance == 1 {
+		close(m.first)
+	}
+	poke(s.changed)
+	return nil
+}
+
+// hear implements listener.
+func (a *attended) hear(d Decision) {
+	a.s.turn.Lock()
+	defer a.s.turn.Unlock()
+	if a.m.joined { // written under turn, too
+		a.s.handle(a.m, d)
+	}
+}
+
+// start attends a scheduler until its stop is called; until the first stream ends
+// without a welcome, where it is only tried.
+func (s *Set) start(ctx context.Context, to Holder, try bool) *member {
+	ctx, stop := context.WithCancel(ctx)
+	m := &member{
+		Holder: to, stop: stop, done: make(chan struct{}), first: make(chan struct{}),
+		client: newClient(s.cfg.Attend, s.cfg.Waiting, s.log),
+	}
+	go func() {
+		defer close(m.done)
+		defer stop()
+		s.run(ctx, m, try)
+	}()
+	return m
+}
+
+func (s *Set) run(ctx context.Context, m *member, try bool) {
+	wait := backoff{}
+	for {
+		started := time.Now()
+		err := s.once(ctx, m)
+		s.left(m)
+		if ctx.Err() != nil {
+			return
+		}
+		wait.lasted(time.Since(started))
+		s.log.Warn("the stream to a scheduler ended; connecting again", zap.Error(err), zap.Duration("after", wait.wait))
+		select {
+		case <-m.first:
+		default:
+			if try {
+				return
+			}
+		}
+		if !wait.sleep(ctx) {
+			return
+		}
+	}
+}
+
+func (s *Set) once(ctx context.Context, m *member) error {
+	s.mu.Lock()
+	to := m.Holder
+	s.mu.Unlock()
+	conn, err := s.connect.Connect(to)
+	if err != nil {
+		return fmt.Errorf("scheduler %s: %w", to.Address, err)
+	}
+	defer func() { _ = conn.Close() }() // every call on it has ended
+	if err := m.client.once(ctx, conn, &attended{s, m, conn}); err != nil {
+		return fmt.Errorf("scheduler %s: %w", to.Address, err)
+	}
+	return nil
+}
+
+// left notes that m does not answer any more.
+func (s *Set) left(m *member) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	s.mu.Lock()
+	if !m.joined {
+		s.mu.Unlock()
+		return
+	}
+	id := m.ID
+	s.forget(m)
+	m.lost = time.Now()
+	concerns := ownedBy(id, s.live)
+	if s.spread(""); len(s.live) == 0 {
+		concerns = func(blob.Digest) bool { return true } // also of those that were in their grace
+	}
+	s.mu.Unlock()
+	s.handler.Handle(Lost{Concerns: concerns})
+	poke(s.changed)
+}
+
+// forget ends what m's stream carried. The caller holds mu.
+func (s *Set) forget(m *member) {
+	s.recall(func(l *lease) bool { return l.from == m })
+	m.joined, m.leases, m.spoken, m.word = false, nil, false, nil
+}
+
+// follow brings the members to the set that they themselves name, and tells whether
+// any of them answers.
+func (s *Set) follow(ctx context.Context) bool {
+	s.turn.Lock()
+	s.mu.Lock()
+	set := s.vote()
+	var leaving []*member
+	for id, m := range s.members {
+		if _, ok := set[id]; !ok && set != nil {
+			s.forget(m)
+			m.gone = true
+			delete(s.members, id)
+			leaving = append(leaving, m)
+		}
+	}
+	for id, address := range set {
+		if m := s.members[id]; m != nil {
+			m.Address = address
+			continue
+		}
+		s.members[id] = s.start(ctx, Holder{ID: id, Address: address}, false)
+	}
+	moved, any := s.spread("")
+	s.settle()
+	answers := len(s.live) > 0
+	s.mu.Unlock()
+	if any {
+		s.handler.Handle(Joined{Concerns: moved})
+	}
+	s.turn.Unlock()
+	end(leaving)
+	return answers
+}
+
+// vote is the set of schedulers, by ID: whom at least half of those name that
+// answer and have named anybody. One that has just started may know of itself
+// alone, and one that is cut off may still count those that are gone: neither moves
+// this node by itself. nil: nobody has said anything. The caller holds mu.
+func (s *Set) vote() map[string]string {
+	voters, votes, address := 0, map[string]int{}, map[string]string{}
+	for _, id := range slices.Sorted(maps.Keys(s.members)) {
+		m := s.members[id]
+		if !m.spoken {
+			continue
+		}
+		voters++
+		word := m.word
+		if len(word) == 0 {
+			word = []Holder{m.Holder}
+		}
+		for _, h := range word {
+			votes[h.ID]++
+			address[h.ID] = h.Address
+		}
+	}
+	if voters == 0 {
+		return nil
+	}
+	s.known = s.known[:0]
+	for _, id := range slices.Sorted(maps.Keys(votes)) {
+		if 2*votes[id] < voters {
+			delete(address, id)
+			continue
+		}
+		s.known = append(s.known, Holder{ID: id, Address: address[id]})
+	}
+	return address
+}
+
+// end stops members and waits until they have.
+func end(all []*member) {
+	for _, m := range all {
+		m.stop()
+	}
+	for _, m := range all {
+		<-m.done
+	}
+}
+
+// abandon attends nobody any more.
+func (s *Set) abandon() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.members))
+	s.mu.Unlock()
+	end(all)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.members)
+}
+
+// sleepUntilChanged returns when members may have changed, or when grace or settling
+// is over; false when ctx ends.
+func (s *Set) sleepUntilChanged(ctx context.Context) bool {
+	timer := time.NewTimer(s.nextLook())
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.changed:
+	case <-timer.C:
+	}
+	return true
+}
+
+func (s *Set) nextLook() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	left := time.Hour
+	if s.before != nil {
+		left = max(time.Until(s.moved.Add(settling)), 0)
+	}
+	for _, m := range s.members {
+		if over := time.Until(m.lost.Add(grace)); !m.joined && over > 0 {
+			left = min(left, over)
+		}
+	}
+	return left
+}
+
+// seek attends one scheduler: of those that it knew, or a starting point. It returns
+// when one has welcomed this node; false when ctx ends.
+func (s *Set) seek(ctx context.Context, wait *backoff) bool {
+	for limit := welcomeFirst; ; limit = min(2*limit, welcomeMost) {
+		if !wait.sleep(ctx) {
+			return false
+		}
+		for _, to := range s.candidates() {
+			if s.try(ctx, to, limit) {
+				return true
+			}
+			if ctx.Err() != nil {
+				return false
+			}
+		}
+		wait.more()
+	}
+}
+
+// candidates are whom to try, in order. Nodes begin at different ones, so that each
+// scheduler gets its share of those that come at once.
+func (s *Set) candidates() []Holder {
+	var starts, out []Holder
+	for _, address := range s.cfg.Schedulers {
+		starts = append(starts, Holder{Address: address})
+	}
+	s.mu.Lock()
+	if len(s.known) > 1 { // one alone may have come back with another key
+		out = slices.Clone(s.known)
+	}
+	s.mu.Unlock()
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	rand.Shuffle(len(starts), func(i, j int) { starts[i], starts[j] = starts[j], starts[i] })
+	return append(out, starts...)
+}
+
+// try attends one scheduler, and tells whether it has welcomed this node in time.
+func (s *Set) try(ctx context.Context, to Holder, limit time.Duration) bool {
+	m := s.start(ctx, to, true)
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-m.first:
+		return true
+	case <-m.done:
+		return false
+	case <-timer.C:
+	}
+	s.log.Warn("the scheduler does not welcome this node; trying another", zap.String("address", to.Address), zap.Duration("waited", limit))
+	end([]*member{m})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.members) // it may have welcomed at the last moment
+	return false
+}

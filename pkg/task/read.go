@@ -1,0 +1,126 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/peer"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// read reads what is missing of a lease's run from its source; at is its place among
+// those that read the origin, nil with a holder.
+func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *originRead) (n int64, err error) {
+	if at != nil {
+		if err := at.wait(ctx); err != nil {
+			return 0, err
+		}
+		if l.Layout.Bytes(l.Run) > bytesOf(l.Layout, t.blob.Missing(l.Run)) {
+			// The scheduler does not know what is here, or not what proves it, and takes
+			// links only from whom it has read: it would give this lease again for ever.
+			m.tellBlob(t.blob, true)
+		}
+		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
+	}
+	missing := t.blob.Missing(l.Run)
+	p := newPace(l, missing, func() { m.scheduler.Tell(control.Ending{Lease: l.ID}) })
+	defer p.stop()
+	for _, run := range missing {
+		err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(from identity.Role, i int, piece []byte) error {
+			if err := t.blob.Put(i, piece); err != nil {
+				return err
+			}
+			source := "peer"
+			if from == identity.RoleSeed {
+				source = "seed"
+			}
+			m.bytes.WithLabelValues(source).Add(float64(len(piece)))
+			n += int64(len(piece))
+			m.have(t, i, false)
+			return nil
+		}, p.progress)
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func bytesOf(l blob.Layout, runs []blob.Run) (n int64) {
+	for _, run := range runs {
+		n += l.Bytes(run)
+	}
+	return n
+}
+
+// originRead is a lease that reads a run from the origin, or waits for its turn.
+type originRead struct {
+	run    blob.Run
+	before []*originRead // that read some of it, too
+	done   chan struct{}
+}
+
+// queueAtOrigin has a lease wait until no older one reads any of its run from the
+// origin. Two schedulers may both have this node read a blob, where the second took
+// the blob over from the first: what the first read is then not read again. The
+// caller holds the manager's mutex.
+func (t *task) queueAtOrigin(run blob.Run) *originRead {
+	mine := &originRead{run: run, done: make(chan struct{})}
+	for _, o := range t.origin {
+		if o.run.First < run.End() && run.First < o.run.End() {
+			mine.before = append(mine.before, o)
+		}
+	}
+	t.origin = append(t.origin, mine)
+	return mine
+}
+
+// leaveOrigin ends o's turn. The caller holds the manager's mutex.
+func (t *task) leaveOrigin(o *originRead) {
+	t.origin = slices.DeleteFunc(t.origin, func(other *originRead) bool { return other == o })
+	o.before = nil
+	close(o.done)
+}
+
+// wait returns when it is o's turn, or the cause of ctx's end.
+func (o *originRead) wait(ctx context.Context) error {
+	for _, before := range o.before {
+		select {
+		case <-before.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// failed says why a lease ended, in the words of the wire.
+func failed(lease uint64, err error) control.Failed {
+	f := control.Failed{Lease: lease}
+	var status *origin.StatusError
+	switch {
+	case errors.As(err, &status):
+		f.Reason, f.Status, f.RetryAfter = damselflyv1.Failed_REASON_ORIGIN, status.Code, status.RetryAfter
+	case errors.Is(err, store.ErrBadDigest):
+		f.Reason = damselflyv1.Failed_REASON_BAD_DIGEST
+	case errors.Is(err, blob.ErrMismatch), errors.Is(err, peer.ErrMalformed):
+		f.Reason = damselflyv1.Failed_REASON_BAD_PIECE
+	case errors.Is(err, peer.ErrBusy):
+		f.Reason = damselflyv1.Failed_REASON_BUSY
+	case errors.Is(err, peer.ErrMissing), errors.Is(err, blob.ErrUnknownLink):
+		f.Reason = damselflyv1.Failed_REASON_MISSING
+	case errors.Is(err, errRecalled), errors.Is(err, errNoClient), errors.Is(err, errDone), errors.Is(err, context.Canceled):
+		f.Reason = damselflyv1.Failed_REASON_CANCELLED
+	case errors.Is(err, store.ErrNoSpace), errors.Is(err, blob.ErrConflict):
+		f.Reason = damselflyv1.Failed_REASON_STORE
+	default:
+		f.Reason = damselflyv1.Failed_REASON_UNREACHABLE
+	}
+	return f
+}
