@@ -120,7 +120,7 @@ type Config struct {
 	// wants any more. Default 60 s.
 	IdleTime Time
 	// SweepTime is the period in which lease deadlines are looked at. Default
-	// 100 ms.
+	// 50 ms.
 	SweepTime Time
 
 	// MaxPieces bounds the pieces of all wanted blobs together, and a quarter
@@ -144,7 +144,7 @@ func DefaultConfig() Config {
 		OriginBackoff: 250 * Millisecond, OriginBackoffMax: 10 * Second, MaxPause: 60 * Second,
 		BusyTime: 20 * Millisecond, AvoidTime: Second, Reports: 3, GoneTime: 10 * Second,
 		Strikes: 3, Quarantine: 600 * Second, Failures: 16,
-		TellTime: 300 * Millisecond, IdleTime: 60 * Second, SweepTime: 100 * Millisecond,
+		TellTime: 300 * Millisecond, IdleTime: 60 * Second, SweepTime: 50 * Millisecond,
 		MaxPieces: 8 << 20, MaxHoldings: 64 << 20,
 	}
 }

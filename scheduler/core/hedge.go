@@ -73,9 +73,29 @@ func (s *State) sweep() {
 			s.holderFailed(l, Unreachable, true)
 		case l.hedge > 0 && s.now >= l.hedge && !l.late && l.holder != nil:
 			s.late(l)
+		case l.holder != nil && l.m.n.downRate == 0:
+			s.suspect(l)
 		}
 	}
 }
+
+// suspect takes a node that is still at its first lease, from a holder near by, long after others would have
+// ended it, for as slow as that is: what is on its way to it counts as nowhere, and it
+// holds no slot of a fast holder.
+func (s *State) suspect(l *lease) {
+	n, h := l.m.n, l.holder
+	bytes, age := l.m.b.layout.Bytes(l.run), s.now-l.since
+	if n.place != h.place || s.usualRate == 0 || h.upRate < s.usualRate/2 || age < suspicious*seconds(bytes, s.usualRate) {
+		return
+	}
+	n.downRate = max(int64(float64(bytes)/float64(age)*float64(Second)), 1)
+	s.classify(n)
+	s.freeSlots(l, true, false)
+	s.respare(h)
+}
+
+// suspicious is how many times longer than usual a first lease must take.
+const suspicious = 3
 
 // late lets the pieces of a slow lease be leased from somebody else while it runs
 // on. What comes first wins; see cancelBeaten.

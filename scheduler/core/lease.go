@@ -283,7 +283,12 @@ func (s *State) done(e *Done) {
 	for p := run.First; p < run.End(); p++ {
 		s.gain(m, p)
 	}
-	s.end(l, false)
+	if l.ahead && !m.b.proved.has(run.First) {
+		// It read, and told no links: the same again would bring the same.
+		s.originFailed(l, Unspecified, 0, 0, false)
+	} else {
+		s.end(l, false)
+	}
 	s.cancelBeaten(m)
 	s.after(m)
 }

@@ -22,7 +22,7 @@ func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 		from := cand.next(0)
 		return s.rarest(b, cand, from, min(from+s.cfg.Window, b.n))
 	}
-	if p := s.unseen(b, cand); p >= 0 {
+	if p := s.unseen(b, cand); p >= 0 && m.n.downRate > s.usualRate/2 {
 		return p
 	}
 	if p := s.common(b, cand); p >= 0 {
