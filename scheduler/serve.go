@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
@@ -27,7 +28,7 @@ import (
 type Config struct {
 	Listen   string           `yaml:"listen" doc:"Address of the scheduler. Every seed and node must be able to reach it; they need a certificate of this cluster, or a join token to get one."`
 	StateDir string           `yaml:"stateDir" doc:"Directory for the cluster's CA, the join tokens and the scheduler's own certificate. Keep it and back it up: without it every node must join anew."`
-	Trace    string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, one a line, for looking into what was decided and why. It grows with the cluster's traffic. Empty: none."`
+	Trace    string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, one a line, and what was decided of it, for 'scheduler sim replay' and for looking into what was decided and why. It grows with the cluster's traffic. Empty: none."`
 	Log      config.Log       `yaml:"log" doc:"What is logged, and how."`
 	Ops      config.OpsConfig `yaml:"ops" doc:"Where operators see how the scheduler is."`
 }
@@ -58,6 +59,9 @@ func (c Config) Validate() error {
 // serve runs the scheduler until ctx ends. It returns nil then, or what stopped
 // it.
 func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	reg := config.NewRegistry("scheduler")
 	ca, err := identity.OpenCA(filepath.Join(cfg.StateDir, "ca"))
 	if err != nil {
@@ -100,6 +104,14 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(8),
+		// A fixed window turns off the estimate of the bandwidth, which answers nearly
+		// every small message with a ping of its own. It is more than a node has under way.
+		grpc.StaticStreamWindowSize(256<<10),
+		grpc.StaticConnWindowSize(512<<10),
+		// What thousands of silent connections take: TLS buffers what it reads itself.
+		grpc.ReadBufferSize(512),
+		grpc.WriteBufferSize(8<<10),
+		grpc.SharedWriteBuffer(true),
 		grpc.InTapHandle(identity.TapHandle(table)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
@@ -124,6 +136,10 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 	}
 	return nil
 }
+
+// gcPercent keeps 5,000 streams in half a gigabyte: most of the heap is connections,
+// which live long.
+const gcPercent = 75
 
 // maxMessage holds the links of one blob of 200,000 pieces, which has 3 TiB. Nodes
 // tell many blobs in many messages. It bounds what a stranger can have in memory,
