@@ -218,9 +218,10 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		return any != 0
 	}
 	st := m.site
+	yields := m.n.lags && m.b.scarce && m.b.others()
 	for w := range cand {
 		cand[w] = st.reach(w) & m.missingWord(w)
-		if m.n.lags && m.b.scarce { // it would be long until anybody has from it what nobody else has
+		if yields { // it would be long until anybody has from it what nobody else has
 			cand[w] &= m.b.nodes.taken(w)
 		}
 		any |= cand[w]
@@ -247,6 +248,16 @@ func (s *State) candidates(m *member, cand bitset) bool {
 		s.thirst(m, wait)
 	}
 	return any != 0
+}
+
+// others tells whether somebody who is no laggard wants b; it asks a few.
+func (b *swarm) others() bool {
+	for _, w := range b.wanters[:min(len(b.wanters), 16)] {
+		if !w.n.lags {
+			return true
+		}
+	}
+	return false
 }
 
 // thirst has m, which has nothing to do but waits for better, looked at after a
