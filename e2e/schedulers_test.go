@@ -204,16 +204,13 @@ func (s several) kill(t *testing.T) {
 	if err := s.origin.WaitBytes(deadline(t), layer.Digest, layer.Size()/2); err != nil {
 		t.Fatal(err)
 	}
+	for _, m := range s.live(t) { // all the rest is there, or the heir's wants could be of that
+		s.waitWants(t, m, map[bool]int{true: len(s.Nodes), false: 0}[m == victim])
+	}
 	victim.Kill()
 	killed := time.Now()
 	heir := s.owner(t, layer.Digest)
-	eventually(t, func(ctx context.Context) error {
-		n, err := heir.Gauge(ctx, "damselfly_wants")
-		if err == nil && int(n) < len(s.Nodes) {
-			err = fmt.Errorf("the layer is wanted of its heir %s by %v of %d nodes", heir.Name, n, len(s.Nodes))
-		}
-		return err
-	})
+	s.waitWants(t, heir, len(s.Nodes))
 	took := time.Since(killed)
 	t.Logf("the heir knew of all wants after %v", took)
 	if took > 2*time.Second {
@@ -224,6 +221,18 @@ func (s several) kill(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.checkRatio(t, img, 1.02)
+}
+
+// waitWants waits until a scheduler knows of so many wants.
+func (s several) waitWants(t *testing.T, m *cluster.Member, want int) {
+	t.Helper()
+	eventually(t, func(ctx context.Context) error {
+		n, err := m.Gauge(ctx, "damselfly_wants")
+		if err == nil && int(n) != want {
+			err = fmt.Errorf("%s knows of %v wants, want %d", m.Name, n, want)
+		}
+		return err
+	})
 }
 
 // back starts the killed scheduler again, and the cluster works as before.

@@ -92,15 +92,22 @@ func TestBadUse(t *testing.T) {
 		args []string
 		want string
 	}{
-		"a role that no token gives": {[]string{"token", "create", "--role", "scheduler"}, "scheduler"},
-		"no such role":               {[]string{"token", "create", "--role", "boss"}, "boss"},
-		"no uses":                    {[]string{"token", "create", "--uses", "0"}, "use"},
-		"port in use":                {[]string{"serve", "--listen", taken.Addr().String(), "--ops-listen", ""}, taken.Addr().String()},
-		"unknown key":                {[]string{"serve", "--config", file}, file + ":2"},
-		"no such file":               {[]string{"serve", "--config", "/no/such/file.yaml"}, "/no/such/file.yaml"},
-		"trace that cannot be":       {[]string{"serve", "--trace", "/no/such/dir/trace", "--ops-listen", ""}, "/no/such/dir/trace"},
-		"output":                     {[]string{"token", "list", "-o", "xml"}, "xml"},
-		"argument too many":          {[]string{"serve", "now"}, "now"},
+		"two schedulers, one token": {[]string{"token", "create", "--role", "scheduler", "--uses", "2"}, "one use"},
+		"scheduler, for long":       {[]string{"token", "create", "--role", "scheduler", "--ttl", "25h"}, "24h"},
+		"gossip by name":            {[]string{"serve", "--gossip-listen", "localhost:65008"}, "localhost"},
+		"join nowhere":              {[]string{"serve", "--join", "first"}, "join"},
+		"advertise everything":      {[]string{"serve", "--advertise", "0.0.0.0"}, "advertise"},
+		"token for nobody":          {[]string{"serve", "--join-token-file", "/no/such/token"}, "joinCluster"},
+		"token that is not there":   {[]string{"serve", "--join-cluster", "127.0.0.1:1", "--join-token-file", "/no/such/token"}, "/no/such/token"},
+		"no token":                  {[]string{"serve", "--join-cluster", "127.0.0.1:1"}, "token create --role scheduler"},
+		"no such role":              {[]string{"token", "create", "--role", "boss"}, "boss"},
+		"no uses":                   {[]string{"token", "create", "--uses", "0"}, "use"},
+		"port in use":               {[]string{"serve", "--listen", taken.Addr().String(), "--ops-listen", ""}, taken.Addr().String()},
+		"unknown key":               {[]string{"serve", "--config", file}, file + ":2"},
+		"no such file":              {[]string{"serve", "--config", "/no/such/file.yaml"}, "/no/such/file.yaml"},
+		"trace that cannot be":      {[]string{"serve", "--trace", "/no/such/dir/trace", "--ops-listen", ""}, "/no/such/dir/trace"},
+		"output":                    {[]string{"token", "list", "-o", "xml"}, "xml"},
+		"argument too many":         {[]string{"serve", "now"}, "now"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := command(t, append(c.args, "--state-dir", t.TempDir())...)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -21,16 +22,22 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+	"github.com/damselfly-p2p/damselfly/scheduler/cluster"
 	"github.com/damselfly-p2p/damselfly/scheduler/server"
 )
 
 // Config is everything that a scheduler can be told.
 type Config struct {
-	Listen   string           `yaml:"listen" doc:"Address of the scheduler. Every seed and node must be able to reach it; they need a certificate of this cluster, or a join token to get one."`
-	StateDir string           `yaml:"stateDir" doc:"Directory for the cluster's CA, the join tokens and the scheduler's own certificate. Keep it and back it up: without it every node must join anew."`
-	Trace    string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, one a line, and what was decided of it, for 'scheduler sim replay' and for looking into what was decided and why. It grows with the cluster's traffic. Empty: none."`
-	Log      config.Log       `yaml:"log" doc:"What is logged, and how."`
-	Ops      config.OpsConfig `yaml:"ops" doc:"Where operators see how the scheduler is."`
+	Listen      string           `yaml:"listen" doc:"Address of the scheduler. Every seed and node must be able to reach it; they need a certificate of this cluster, or a join token to get one."`
+	Advertise   string           `yaml:"advertise" doc:"host or host:port that nodes use for this scheduler where there are several. Empty: the address that this machine uses towards the schedulers in join, else towards the world, with the port of listen."`
+	Join        []string         `yaml:"join" doc:"Gossip addresses of other schedulers, host:port. One that answers is enough: it names the others. A name may have several addresses, this scheduler's among them, as that of a headless Kubernetes service. They are tried on and on, so that the order of start does not matter."`
+	Gossip      GossipConfig     `yaml:"gossip" doc:"How the schedulers of a cluster know of each other. Blobs are spread over them; nodes are told of all by any of them."`
+	JoinCluster string           `yaml:"joinCluster" doc:"host:port of a scheduler of the cluster that this one is to join. The cluster's CA is got from it, once, with the token in joinTokenFile, and kept in stateDir. If join is empty, its host is joined at port 65008. Empty: the CA in stateDir is used, or made."`
+	TokenFile   string           `yaml:"joinTokenFile" doc:"File with the output of 'scheduler token create --role scheduler' on that scheduler. Not needed any more once this one has the CA."`
+	StateDir    string           `yaml:"stateDir" doc:"Directory for the cluster's CA, the join tokens and the scheduler's own certificate. Keep it and back it up: without it every node must join anew."`
+	Trace       string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, one a line, and what was decided of it, for 'scheduler sim replay' and for looking into what was decided and why. It grows with the cluster's traffic. Empty: none."`
+	Log         config.Log       `yaml:"log" doc:"What is logged, and how."`
+	Ops         config.OpsConfig `yaml:"ops" doc:"Where operators see how the scheduler is."`
 }
 
 // DefaultConfig is a scheduler's configuration where nothing else is said.
@@ -53,6 +60,7 @@ func (c Config) Validate() error {
 	if c.StateDir == "" {
 		errs = append(errs, errors.New("stateDir is empty; name a directory that only this user may read"))
 	}
+	errs = append(errs, c.checkSeveral())
 	return errors.Join(errs...)
 }
 
@@ -62,8 +70,12 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	cfg = cfg.complete()
 	reg := config.NewRegistry("scheduler")
-	ca, err := identity.OpenCA(filepath.Join(cfg.StateDir, "ca"))
+	ca, err := openAuthority(ctx, cfg, log)
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
 	if err != nil {
 		return config.NameDirectory(err, "--state-dir")
 	}
@@ -72,16 +84,28 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	issuer, err := ca.Server(identity.Options{Log: log.Named("identity"), Registerer: reg})
-	if err != nil {
-		return err
-	}
 	trace, closeTrace, err := openTrace(cfg.Trace)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeTrace()) }()
-	brain, err := server.New(server.Config{Caller: callers(ca, log), Trace: trace, Release: config.ReadBuild().Version}, log.Named("server"), reg)
+	err = run(ctx, cfg, ca, id, trace, log, reg)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// run serves with what is kept open.
+func run(ctx context.Context, cfg Config, ca *identity.CA, id *identity.Identity, trace io.Writer, log *zap.Logger, reg *prometheus.Registry) error {
+	issuer, err := ca.Server(identity.Options{Log: log.Named("identity"), Registerer: reg})
+	if err != nil {
+		return err
+	}
+	schedulers := make(chan []server.Scheduler)
+	brain, err := server.New(server.Config{
+		Caller: callers(ca, log), Trace: trace, Release: config.ReadBuild().Version, Schedulers: schedulers,
+	}, log.Named("server"), reg)
 	if err != nil {
 		return err
 	}
@@ -93,12 +117,46 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	var all *cluster.Cluster
+	if cfg.gossips() {
+		if all, err = newCluster(ctx, cfg, ca, id.ID(), listener.Addr(), log.Named("cluster"), reg); err != nil {
+			return errors.Join(err, listener.Close())
+		}
+	}
+	if err := countSchedulers(reg, all); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	srv := newServer(id, log)
+	damselflyv1.RegisterIdentityServer(srv, issuer)
+	damselflyv1.RegisterSchedulerServer(srv, brain)
+	g, ctx := errgroup.WithContext(ctx)
+	if all != nil {
+		g.Go(func() error { return all.Run(ctx) })
+		g.Go(func() error { return tellSchedulers(ctx, all, schedulers) })
+	}
+	g.Go(func() error { return shutOut(ctx, ca, id, log) })
+	g.Go(func() error { return ops.Run(ctx) })
+	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return brain.Run(ctx) })
+	g.Go(func() error {
+		// Streams never end by themselves: nodes connect to the next scheduler.
+		stop := context.AfterFunc(ctx, srv.Stop)
+		defer stop()
+		return srv.Serve(listener)
+	})
+	log.Info("serving", zap.Stringer("address", listener.Addr()), zap.String("cluster", ca.Cluster()),
+		zap.String("scheduler", id.ID()), zap.String("release", config.ReadBuild().String()))
+	return g.Wait()
+}
+
+// newServer is the gRPC server, with no service yet.
+func newServer(id *identity.Identity, log *zap.Logger) *grpc.Server {
 	table := identity.MethodRoles()
 	survive := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
 		log.Error("a call made a handler panic", zap.Any("panic", p), zap.Stack("stack"))
 		return status.Error(codes.Internal, "the scheduler failed at the call; its log says why")
 	})
-	srv := grpc.NewServer(
+	return grpc.NewServer(
 		grpc.Creds(id.ServerCredentials()),
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
@@ -111,30 +169,10 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 		// What thousands of silent connections take: TLS buffers what it reads itself.
 		grpc.ReadBufferSize(512),
 		grpc.WriteBufferSize(8<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.InTapHandle(identity.TapHandle(table)),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
 	)
-	damselflyv1.RegisterIdentityServer(srv, issuer)
-	damselflyv1.RegisterSchedulerServer(srv, brain)
-
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return ops.Run(ctx) })
-	g.Go(func() error { return id.Run(ctx) })
-	g.Go(func() error { return brain.Run(ctx) })
-	g.Go(func() error {
-		// Streams never end by themselves: nodes connect to the next scheduler.
-		stop := context.AfterFunc(ctx, srv.Stop)
-		defer stop()
-		return srv.Serve(listener)
-	})
-	log.Info("serving", zap.Stringer("address", listener.Addr()), zap.String("cluster", ca.Cluster()),
-		zap.String("release", config.ReadBuild().String()))
-	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
 }
 
 // gcPercent keeps 5,000 streams in half a gigabyte: most of the heap is connections,

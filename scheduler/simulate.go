@@ -78,6 +78,12 @@ when a node that lives did not get everything.`,
 	flags.BoolVar(&ask.json, "json", false, "print one JSON object")
 	flags.StringVar(&ask.plot, "plot", "", "draw completed nodes over time into this `file`, as SVG")
 	c.AddCommand(newReplayCommand(), newDefaultsCommand())
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if strings.HasSuffix(err.Error(), "unknown flag: --seed") {
+			return fmt.Errorf("%w; --random is the seed of random choices, --seeds is how many seed nodes there are", err)
+		}
+		return err
+	})
 	c.SetUsageTemplate(withoutGlobalFlags(c.UsageTemplate()))
 	return c
 }

@@ -70,6 +70,7 @@ func TestSimulatorsOwnComplaintsAreShown(t *testing.T) {
 		{[]string{"--arrivals", "later"}, "staggered"},
 		{[]string{"--policy", "best"}, "rarest"},
 		{[]string{"--racks", "-3"}, "racks"},
+		{[]string{"--seed", "3"}, "--random"},
 		{[]string{"--rate", "1bit", "--nodes", "-4"}, "nodes"},
 	} {
 		if _, err := command(t, append([]string{"sim"}, c.args...)...); err == nil || !strings.Contains(err.Error(), c.want) {

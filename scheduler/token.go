@@ -12,6 +12,10 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
 )
 
+// schedulerTTL is how long a token for a scheduler can be used where nothing is
+// said: it buys the whole CA.
+const schedulerTTL = time.Hour
+
 // caOpener opens the CA in the command's state directory.
 type caOpener func(*cobra.Command) (*identity.CA, error)
 
@@ -24,7 +28,8 @@ func newTokenCommand(openCA, makeCA caOpener) *cobra.Command {
 		Short: "Make, list and revoke join tokens",
 		Long: `A join token lets seeds and nodes into the cluster: it names the cluster's CA,
 so that they join no other, and buys a certificate that renews itself. Run these
-commands on the scheduler's machine, with its --state-dir.`,
+commands on the scheduler's machine, with its --state-dir. Of several schedulers only
+the one that made a token knows it: seeds and nodes join there, and attend all.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -45,12 +50,18 @@ func newTokenCreateCommand(makeCA caOpener) *cobra.Command {
   scheduler token create --uses 100 > node.token
 
   # One seed, within the hour
-  scheduler token create --role seed --ttl 1h > seed.token`,
+  scheduler token create --role seed --ttl 1h > seed.token
+
+  # One more scheduler, within the hour
+  scheduler token create --role scheduler > scheduler.token`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			parsed, err := identity.ParseRole(role)
 			if err != nil {
 				return err
+			}
+			if parsed == identity.RoleScheduler && !c.Flags().Changed("ttl") {
+				ttl = schedulerTTL
 			}
 			ca, err := makeCA(c)
 			if err != nil {
@@ -64,8 +75,8 @@ func newTokenCreateCommand(makeCA caOpener) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&role, "role", string(identity.RoleNode), "what joins with it: node or seed")
-	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long it can be used")
+	c.Flags().StringVar(&role, "role", string(identity.RoleNode), "what joins with it: node, seed, or scheduler, which gets the cluster's CA")
+	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long it can be used; 1h for a scheduler where nothing is said")
 	c.Flags().IntVar(&uses, "uses", 1, "how many may join with it")
 	return c
 }

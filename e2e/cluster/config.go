@@ -49,8 +49,8 @@ type schedulerFile struct {
 	StateDir  string   `yaml:"stateDir"`
 	Trace     string   `yaml:"trace,omitempty"`
 	Listen    string   `yaml:"listen"`
-	Gossip    string   `yaml:"gossipListen,omitempty"`
-	Join      string   `yaml:"join,omitempty"`
+	Gossip    listener `yaml:"gossip,omitempty"`
+	Join      []string `yaml:"join,omitempty"`
 	CAFrom    string   `yaml:"joinCluster,omitempty"`
 	TokenFile string   `yaml:"joinTokenFile,omitempty"`
 	Log       logFile  `yaml:"log"`
@@ -67,10 +67,10 @@ func (c *Cluster) scheduler(m *Member, log logFile) error {
 			return err
 		}
 		m.Trace = filepath.Join(m.Dir, "trace")
-		file.Gossip, file.Trace = m.Gossip, m.Trace
+		file.Gossip, file.Trace = listener{m.Gossip}, m.Trace
 	}
 	if c.Scheduler != nil {
-		file.Join, file.CAFrom, file.TokenFile = c.Scheduler.Gossip, c.Scheduler.Peer, filepath.Join(m.Dir, "token")
+		file.Join, file.CAFrom, file.TokenFile = []string{c.Scheduler.Gossip}, c.Scheduler.Peer, filepath.Join(m.Dir, "token")
 	}
 	return write(m.File, file)
 }

@@ -108,6 +108,17 @@ func (s *Set) Answering() bool {
 	return len(s.live) > 0
 }
 
+// Addresses are those of the schedulers that this node was last told of.
+func (s *Set) Addresses() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, h := range s.known {
+		out = append(out, h.Address)
+	}
+	return out
+}
+
 // Joined tells whether there is a scheduler for a blob: one that attends and
 // answers, or one that did until a moment ago while others do, to whom the blob
 // moves if it stays away.

@@ -38,7 +38,7 @@ type Statement struct {
 
 // Check says what is wrong with a statement that came from elsewhere.
 func (s Statement) Check() error {
-	if err := checkID(s.ID); err != nil {
+	if err := CheckID(s.ID); err != nil {
 		return fmt.Errorf("statement of %q: %w", clip(s.ID), err)
 	}
 	if y := s.At.UTC().Year(); y < 2000 || y >= 2200 {
@@ -226,7 +226,7 @@ func statementNames(dir string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if checkID(e.Name()) == nil {
+		if CheckID(e.Name()) == nil {
 			names = append(names, e.Name())
 		}
 	}
@@ -264,7 +264,7 @@ func (ca *CA) StatementsChanged() (time.Time, error) {
 }
 
 func (ca *CA) deniedPath(id string) (string, error) {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return "", fmt.Errorf("%q is not the peer ID of a node: %w", clip(id), err)
 	}
 	return filepath.Join(ca.dir, deniedDir, id), nil

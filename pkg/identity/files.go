@@ -136,7 +136,7 @@ func readSecret(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s has mode %04o, so any user of this machine could have read the private key in it: delete it to get a new one, or run chmod 600 on it if nobody has", path, mode)
 	}
 	if mode&0o070 != 0 {
-		if err := os.Chmod(path, 0o600); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if err := os.Chmod(path, 0o600); err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS) {
 			return nil, err
 		}
 	}

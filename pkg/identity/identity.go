@@ -43,6 +43,10 @@ type Options struct {
 	// Role is the role that the caller of Join must come out with; empty takes
 	// whatever the token gives.
 	Role Role
+	// Others are the addresses of further schedulers, for Join and for renewals, which
+	// ask again each time; nil: there are none. A renewal can be had from any
+	// scheduler, a join only from the one that made the token.
+	Others func() []string
 }
 
 func (o Options) log() *zap.Logger {
@@ -63,6 +67,8 @@ type Identity struct {
 	refused *refusedLog
 	issuer  issuer
 	current atomic.Pointer[credential]
+
+	connections connections
 }
 
 // issuer gets certificates: over the network for those who joined, straight from

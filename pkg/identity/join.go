@@ -51,14 +51,15 @@ const (
 // Join returns the identity kept in dir. When its certificate is valid, has the
 // role in Options, and is of the cluster that the token pins, nothing is sent and
 // the token may be empty. Else the scheduler at host:port is asked for one with
-// the token: after it has shown the CA that the token pins. It tries once; an
-// error that is ErrUnreachable is worth another try later.
+// the token, and then those that Options name: after it has shown the CA that the
+// token pins. It tries each once; an error that is ErrUnreachable is worth another
+// try later.
 func Join(ctx context.Context, dir, scheduler, token string, o Options) (*Identity, error) {
 	key, err := LoadOrCreateKey(dir)
 	if err != nil {
 		return nil, err
 	}
-	remote := &remoteIssuer{scheduler: scheduler}
+	remote := &anyOf{remoteIssuer{scheduler: scheduler}, o.Others, eachLimit}
 	if token != "" {
 		t, err := ParseToken(token)
 		if err != nil {

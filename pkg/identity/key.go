@@ -127,9 +127,9 @@ func idOf(public any) (string, error) {
 	return id.String(), nil
 }
 
-// checkID reports what is wrong with s as the peer ID of an ed25519 key in its
+// CheckID reports what is wrong with s as the peer ID of an ed25519 key in its
 // one canonical form.
-func checkID(s string) error {
+func CheckID(s string) error {
 	if len(s) > maxIDLength {
 		return fmt.Errorf("a peer ID has at most %d characters, this has %d", maxIDLength, len(s))
 	}

@@ -81,7 +81,7 @@ func parseSPIFFE(s string) (Peer, error) {
 	if err != nil {
 		return Peer{}, fmt.Errorf("SPIFFE ID %q: %w", s, err)
 	}
-	if err := checkID(parts[2]); err != nil {
+	if err := CheckID(parts[2]); err != nil {
 		return Peer{}, fmt.Errorf("SPIFFE ID %q: %w", s, err)
 	}
 	return Peer{ID: parts[2], Role: role, Cluster: parts[0]}, nil

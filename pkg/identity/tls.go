@@ -115,7 +115,7 @@ func (l *refusedLog) log(remote net.Addr, err error) {
 // expires. The client then connects again, with its renewed certificate.
 // Connections without a certificate are closed after a minute.
 func (id *Identity) ServerCredentials() credentials.TransportCredentials {
-	return &expiring{credentials.NewTLS(id.ServerTLS())}
+	return &expiring{credentials.NewTLS(id.ServerTLS()), &id.connections}
 }
 
 // ClientCredentials are the transport credentials of a gRPC client: ClientTLS.
@@ -126,6 +126,7 @@ func (id *Identity) ClientCredentials(expect Expect) credentials.TransportCreden
 // expiring ends the server's connections in time.
 type expiring struct {
 	credentials.TransportCredentials
+	connections *connections
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -134,30 +135,42 @@ func (e *expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if err != nil {
 		return nil, nil, err
 	}
-	left := anonymousLifetime
+	left, peer := anonymousLifetime, Peer{}
 	if info, ok := auth.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
-		left = time.Until(info.State.PeerCertificates[0].NotAfter.Add(leeway))
+		leaf := info.State.PeerCertificates[0]
+		left = time.Until(leaf.NotAfter.Add(leeway))
+		if peer, err = peerOf(leaf); err != nil {
+			return nil, nil, errors.Join(err, conn.Close()) // the handshake has let it pass
+		}
 	}
 	// The timer runs on the monotonic clock: a wall clock that jumps must not cut
 	// every connection of the cluster at once.
 	c := &expiringConn{Conn: conn}
 	c.timer = time.AfterFunc(left, func() { conn.Close() })
+	if peer.ID != "" {
+		c.connections = e.connections
+		e.connections.add(c, peer.ID)
+	}
 	return c, auth, nil
 }
 
 // Clone implements credentials.TransportCredentials.
 func (e *expiring) Clone() credentials.TransportCredentials {
-	return &expiring{e.TransportCredentials.Clone()}
+	return &expiring{e.TransportCredentials.Clone(), e.connections}
 }
 
 type expiringConn struct {
 	net.Conn
-	timer *time.Timer
+	timer       *time.Timer
+	connections *connections // that it is one of; nil without a certificate
 }
 
 // Close implements net.Conn.
 func (c *expiringConn) Close() error {
 	c.timer.Stop()
+	if c.connections != nil {
+		c.connections.remove(c)
+	}
 	return c.Conn.Close()
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +60,14 @@ func (l *link) Joined(d blob.Digest) bool {
 func (l *link) answering() bool {
 	j := l.joined.Load()
 	return j != nil && j.control.Answering()
+}
+
+// schedulers are the addresses of those that this node has been told of since.
+func (l *link) schedulers() []string {
+	if j := l.joined.Load(); j != nil {
+		return j.control.Addresses()
+	}
+	return nil
 }
 
 // Read implements task.Peers.
@@ -122,23 +131,24 @@ func (m *member) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// join gets the node's identity, trying for as long as it takes: a scheduler
+// join gets the node's identity, trying every scheduler for as long as it takes: one
 // that is not there yet is no reason to keep clients waiting.
 func (m *member) join(ctx context.Context) (*identity.Identity, error) {
 	wait := 200 * time.Millisecond
-	first := rand.N(len(m.cfg.Scheduler))
-	for try := 0; ; try++ {
+	starts := slices.Clone(m.cfg.Scheduler)
+	rand.Shuffle(len(starts), func(i, j int) { starts[i], starts[j] = starts[j], starts[i] })
+	for {
 		token, err := m.token()
 		if err == nil {
 			var id *identity.Identity
-			scheduler := m.cfg.Scheduler[(first+try)%len(m.cfg.Scheduler)]
-			id, err = identity.Join(ctx, filepath.Join(m.cfg.DataDir, "identity"), scheduler, token,
-				identity.Options{Log: m.log.Named("identity"), Registerer: m.reg, Role: m.role})
+			id, err = identity.Join(ctx, filepath.Join(m.cfg.DataDir, "identity"), starts[0], token,
+				identity.Options{Log: m.log.Named("identity"), Registerer: m.reg, Role: m.role,
+					Others: func() []string { return slices.Concat(starts[1:], m.link.schedulers()) }})
 			if err == nil {
 				return id, nil
 			}
 			if errors.Is(err, identity.ErrWrongRole) {
-				return nil, err // another try would use up the token
+				return nil, err // another try would be refused as well
 			}
 		}
 		if ctx.Err() != nil {

@@ -70,6 +70,10 @@ func (c connector) Connect(to control.Holder) (control.Conn, error) {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"pick_first":{"shuffleAddressList":true}}]}`),
 		grpc.WithNoProxy(),
+		// Windows of a fixed size turn off gRPC's bandwidth estimator, which answers
+		// nearly every small message with a ping of its own.
+		grpc.WithStaticStreamWindowSize(1<<20),
+		grpc.WithStaticConnWindowSize(2<<20),
 	)
 	if err != nil {
 		return nil, err

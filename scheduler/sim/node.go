@@ -14,7 +14,8 @@ type node struct {
 	id      string
 	seed    bool
 	slow    bool
-	rack    int // -1 for none
+	rack    int  // -1 for none
+	placed  bool // schedulers are told the rack
 	up      place
 	down    place
 	slots   [2]int // upload, download
@@ -60,8 +61,9 @@ type lease struct {
 	piece  int // the next to come
 	begun  bool
 	ended  bool
-	served bool // counted at its holder
-	mayEnd bool // Ending has not been said yet
+	served bool    // counted at its holder
+	work   float64 // bytes of the piece that comes, jitter included
+	mayEnd bool    // Ending has not been said yet
 	start  core.Time
 	span   core.Time // that it may take
 }
@@ -76,7 +78,7 @@ func (w *world) addNode(i int, seed bool) {
 	n.up.rate, n.down.rate = rate, rate
 	n.slots = [2]int{roundUp(slots * float64(s.UploadSlots)), roundUp(slots * float64(s.DownloadSlots))}
 	if s.Racks > 0 {
-		n.rack = i % s.Racks
+		n.rack, n.placed = i%s.Racks, !s.NoPlaces
 	}
 	w.nodes = append(w.nodes, n)
 	w.byID[n.id] = n
@@ -95,7 +97,7 @@ func (n *node) know(st *state) {
 
 func (n *node) attend() *core.Attend {
 	a := &core.Attend{Node: n.id, Address: n.id + ":1", UploadSlots: n.slots[0], DownloadSlots: n.slots[1], Seed: n.seed}
-	if n.rack >= 0 {
+	if n.placed {
 		a.Zone, a.Rack = "zone", fmt.Sprintf("rack-%d", n.rack)
 	}
 	return a

@@ -44,7 +44,7 @@ func (w *world) result() *Result {
 // times fills in what says how long the nodes took.
 func (w *world) times(r *Result, bound core.Time) {
 	var whole, took []core.Time
-	var fast core.Time
+	var fast, came core.Time
 	total := core.Time(0)
 	for _, n := range w.nodes {
 		if !n.counts() || n.whole == 0 {
@@ -52,6 +52,7 @@ func (w *world) times(r *Result, bound core.Time) {
 		}
 		whole = append(whole, n.whole)
 		took = append(took, n.whole-n.came)
+		came = max(came, n.came)
 		total += n.whole - n.came
 		if !n.slow {
 			fast = max(fast, n.whole)
@@ -63,9 +64,12 @@ func (w *world) times(r *Result, bound core.Time) {
 	slices.Sort(whole)
 	slices.Sort(took)
 	last := whole[len(whole)-1]
-	r.Makespan, r.MakespanRatio = seconds(last), float64(last)/float64(bound)
 	r.Mean = seconds(total) / float64(len(took))
 	r.MeanRatio = r.Mean / seconds(bound)
+	// Who comes last has its link to fill.
+	bound = max(bound, came+core.Time(float64(r.BlobBytes)/w.s.Rate*float64(core.Second)))
+	r.BoundSeconds = seconds(bound)
+	r.Makespan, r.MakespanRatio = seconds(last), float64(last)/float64(bound)
 	r.P50, r.P99 = seconds(took[len(took)/2]), seconds(took[len(took)*99/100])
 	r.FastRatio = float64(fast) / float64(w.s.boundOf(0))
 	rate := float64(w.s.Seeds) * w.s.SeedRate

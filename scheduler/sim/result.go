@@ -13,7 +13,7 @@ type Result struct {
 	OverLimit int    `json:"over_limit"` // times that a node ran or served more leases than it may
 	Busy      int    `json:"busy"`       // BUSY answers
 
-	BoundSeconds  float64 `json:"bound_seconds"`
+	BoundSeconds  float64 `json:"bound_seconds"`    // of the makespan: not before the last to come has had time
 	Makespan      float64 `json:"makespan_seconds"` // until the last node was whole
 	MakespanRatio float64 `json:"makespan_ratio"`
 	Mean          float64 `json:"mean_seconds"` // of a node, from its want

@@ -3,6 +3,7 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -94,12 +95,12 @@ func (s Scenario) Validate() error {
 	s.setDefaults()
 	var errs []error
 	positive := func(name string, v float64) {
-		if v <= 0 {
+		if !(v > 0) || math.IsInf(v, 1) {
 			errs = append(errs, fmt.Errorf("%s is %g: must be above zero", name, v))
 		}
 	}
 	fraction := func(name string, v float64) {
-		if v < 0 || v > 1 {
+		if !(v >= 0 && v <= 1) {
 			errs = append(errs, fmt.Errorf("%s is %g: must be from 0 to 1", name, v))
 		}
 	}
@@ -112,6 +113,9 @@ func (s Scenario) Validate() error {
 	positive("downloadSlots", float64(s.DownloadSlots))
 	positive("slowFactor", s.SlowFactor)
 	positive("oversubscribed", s.Oversubscribed)
+	if s.Parallel < 0 {
+		errs = append(errs, fmt.Errorf("parallel is %d: must be 0, for all at once, or how many", s.Parallel))
+	}
 	fraction("jitter", s.Jitter)
 	fraction("slow", s.Slow)
 	f := s.Faults

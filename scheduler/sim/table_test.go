@@ -9,7 +9,8 @@ import (
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
-// row is a scenario and what must hold in it, in each of the random seeds 1 to runs.
+// row is a scenario and what must hold in it, in each of the random seeds 1 to runs; of
+// rows whose bars are of the worst, only in the first without DAMSELFLY_SIM=1.
 type row struct {
 	name   string
 	s      Scenario
@@ -26,14 +27,30 @@ type bar struct {
 	of   func(*Result) float64
 }
 
+// makespan is the time from the first want until the last live honest node has
+// everything, over Scenario.Bound.
 func makespan(most float64) bar {
 	return bar{"makespan", most, func(r *Result) float64 { return r.MakespanRatio }}
 }
 
+// mean is the time that a node takes from its own want, the mean of all, over
+// Scenario.Bound: F/u, where links are equal.
 func mean(most float64) bar {
 	return bar{"mean", most, func(r *Result) float64 { return r.MeanRatio }}
 }
 
+// fast is the makespan of the nodes that are not slow, over the bound that they would
+// have if nobody were.
+func fast(most float64) bar {
+	return bar{"fast nodes' makespan", most, func(r *Result) float64 { return r.FastRatio }}
+}
+
+// cross is the bytes that pass between racks, over racks times F.
+func cross(most float64) bar {
+	return bar{"cross-rack bytes", most, func(r *Result) float64 { return r.CrossRatio }}
+}
+
+// origin is the bytes that the origin sends, over those of the blobs.
 func origin(most float64) bar {
 	return bar{"origin bytes", most, func(r *Result) float64 { return r.OriginRatio }}
 }
@@ -76,6 +93,10 @@ func layers40() []Blob {
 	return blobs
 }
 
+// rows are the scenarios that must hold. In each of them, beside its bars, every live
+// honest node has everything in the end and nobody passes a limit of slots. Work
+// varies by 20 %; there is one seed of a node's rate unless said; times of the world
+// of theory stand with no latency, of all others with half a millisecond one way.
 func rows() []row {
 	span := func(s Scenario) core.Time { return s.Bound() }
 	return []row{
@@ -90,9 +111,9 @@ func rows() []row {
 		{name: "layers_40", s: with(cold(500, 0), func(s *Scenario) { s.Blobs, s.Rate = layers40(), 125e6 }), runs: 1, long: true,
 			bars: []bar{makespan(1.15), origin(1.00)}},
 		{name: "slow_nodes", s: with(cold(500, 256), func(s *Scenario) { s.Slow = 0.1 }), runs: 3,
-			bars: []bar{{"fast nodes' makespan", 1.15, func(r *Result) float64 { return r.FastRatio }}, origin(1.00)}},
+			bars: []bar{fast(1.15), origin(1.00)}},
 		{name: "racks", s: with(cold(1000, 256), func(s *Scenario) { s.Racks, s.Oversubscribed = 20, 5 }), runs: 3,
-			bars: []bar{makespan(1.25), {"cross-rack bytes", 1.3, func(r *Result) float64 { return r.CrossRatio }}, origin(1.00)}},
+			bars: []bar{makespan(1.25), cross(1.3), origin(1.00)}},
 		{name: "deaths_and_lies", s: with(cold(500, 256), func(s *Scenario) { s.Faults.Die, s.Faults.Lie = 0.1, 0.05 }), runs: 3,
 			bars: []bar{origin(1.02)}},
 		{name: "seed_dies", s: with(cold(500, 256), func(s *Scenario) { s.Seeds, s.Faults.SeedDies = 2, 0.5 }), runs: 3,
@@ -107,9 +128,14 @@ func rows() []row {
 func TestTable(t *testing.T) {
 	for _, row := range rows() {
 		t.Run(row.name, func(t *testing.T) {
-			if row.long && os.Getenv("DAMSELFLY_SIM") == "" {
-				t.Logf("%s runs with DAMSELFLY_SIM=1, as make sim sets it", row.name)
-				return
+			if os.Getenv("DAMSELFLY_SIM") == "" {
+				if row.long {
+					t.Logf("%s runs with DAMSELFLY_SIM=1, as make sim sets it", row.name)
+					return
+				}
+				if !row.median {
+					row.runs = 1
+				}
 			}
 			figures := make([][]float64, len(row.bars))
 			last := &Result{}
@@ -141,8 +167,8 @@ func TestTable(t *testing.T) {
 				}
 				fmt.Printf("%-18s %-20s %-6s %.4f  <= %.2f  %-6s  (%.4f to %.4f)\n", row.name, b.name, which, got, b.most, verdict, least, worst)
 			}
-			fmt.Printf("%-18s %d nodes, %d pieces, random 1-%d; of the last: %d leases, %.0f ns a decision, %.1f s, mean %.3f, seed %.2f F, busy %d, cancels %d, waste %.4f, requests %d\n",
-				"", last.Nodes, last.Pieces, row.runs, last.Leases, last.NsPerDecision, last.WallSeconds, last.MeanRatio, last.SeedRatio, last.Busy, last.Cancels, last.WasteRatio, last.OriginRequests)
+			fmt.Printf("%-18s %d nodes, %d pieces, latency %d us, random 1-%d; of the last: %d leases, %.0f ns a decision, %.1f s, mean %.3f, seed %.2f F, busy %d, cancels %d, waste %.4f, requests %d\n",
+				"", last.Nodes, last.Pieces, last.LatencyUs, row.runs, last.Leases, last.NsPerDecision, last.WallSeconds, last.MeanRatio, last.SeedRatio, last.Busy, last.Cancels, last.WasteRatio, last.OriginRequests)
 		})
 	}
 }

@@ -60,7 +60,11 @@ func (w *world) begin(l *lease) {
 			w.fail(l, core.OriginError, 429, f.RetryAfter)
 			return
 		} else if f.OriginFails > 0 && w.rng.Float64() < f.OriginFails {
-			w.fail(l, core.Unreachable, 0, 0)
+			if w.rng.IntN(2) == 0 {
+				w.fail(l, core.OriginError, 503, 0)
+			} else {
+				w.fail(l, core.Unreachable, 0, 0)
+			}
 			return
 		}
 	} else if !l.holder.alive || !l.holder.holds[l.layer.index].has(l.piece) {
@@ -75,6 +79,7 @@ func (w *world) begin(l *lease) {
 	if w.s.Jitter > 0 {
 		l.left *= 1 + w.s.Jitter*(2*w.rng.Float64()-1)
 	}
+	l.work = l.left
 	if l.heap < 0 {
 		w.open(l)
 		return
@@ -98,22 +103,12 @@ func (w *world) advance(l *lease) {
 	}
 	n, p := l.node, l.piece
 	bytes := l.layer.layout.Length(p)
-	w.moved += bytes
-	switch {
-	case l.holder == nil:
-		w.originBytes += bytes
-	default:
-		if l.holder.seed {
-			w.seedBytes += bytes
-		}
-		if l.places[2] != nil {
-			w.crossBytes += bytes
-		}
-		if l.holder.lies {
-			w.waste += bytes
-			w.fail(l, core.BadPiece, 0, 0)
-			return
-		}
+	l.left, l.since = 0, w.now
+	w.count(l, bytes)
+	if l.holder != nil && l.holder.lies {
+		w.waste += bytes
+		w.fail(l, core.BadPiece, 0, 0)
+		return
 	}
 	w.store(n, l.layer, p)
 	if l.ended {
@@ -152,6 +147,31 @@ func (w *world) advance(l *lease) {
 	}
 }
 
+// count adds bytes to the sums of where they passed.
+func (w *world) count(l *lease, bytes int64) {
+	w.moved += bytes
+	switch {
+	case l.holder == nil:
+		w.originBytes += bytes
+	case l.holder.seed:
+		w.seedBytes += bytes
+	}
+	if l.places[2] != nil {
+		w.crossBytes += bytes
+	}
+}
+
+// breakOff counts what has come of a piece that does not come to its end.
+func (w *world) breakOff(l *lease) {
+	if l.heap < 0 || l.left <= 0 {
+		return
+	}
+	left := max(l.left-l.rate*float64(w.now-l.since)/float64(core.Second), 0)
+	bytes := int64(float64(l.layer.layout.Length(l.piece)) * (1 - left/l.work))
+	w.count(l, bytes)
+	w.waste += bytes
+}
+
 // fail ends a lease that could not be carried out.
 func (w *world) fail(l *lease, reason core.Reason, status int, wait core.Time) {
 	if l.ended {
@@ -173,6 +193,7 @@ func (w *world) finish(l *lease) {
 		return
 	}
 	l.ended = true
+	w.breakOff(l)
 	w.shut(l)
 	n := l.node
 	at := slices.Index(n.leases, l)

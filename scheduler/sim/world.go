@@ -219,26 +219,32 @@ func (w *world) arrive() {
 
 // run goes on until everybody is whole, nothing happens any more, or the limit.
 func (w *world) run() {
-	for w.waiting > 0 {
-		switch {
-		case len(w.flows) > 0 && (len(w.messages) == 0 || w.flows[0].next < w.messages[0].at):
-			l := w.flows[0]
-			w.now = max(w.now, l.next)
-			if w.now > w.s.Limit {
-				return
-			}
-			w.advance(l)
-		case len(w.messages) > 0:
-			m := w.messages.pop()
-			w.now = max(w.now, m.at)
-			if w.now > w.s.Limit {
-				return
-			}
-			w.take(&m)
-		default:
-			return
-		}
+	for w.waiting > 0 && w.step() {
 	}
+}
+
+// step has the next thing happen; false when there is none before the limit.
+func (w *world) step() bool {
+	flows, messages := len(w.flows) > 0, len(w.messages) > 0
+	switch {
+	case flows && (!messages || w.flows[0].next < w.messages[0].at):
+		l := w.flows[0]
+		w.now = max(w.now, l.next)
+		if w.now > w.s.Limit {
+			return false
+		}
+		w.advance(l)
+	case messages:
+		m := w.messages.pop()
+		w.now = max(w.now, m.at)
+		if w.now > w.s.Limit {
+			return false
+		}
+		w.take(&m)
+	default:
+		return false
+	}
+	return true
 }
 
 func (w *world) take(m *message) {
@@ -298,7 +304,8 @@ func (w *world) apply(st *state, events []core.Event) {
 func (w *world) decide(st *state, d *core.Decision) {
 	w.decisions++
 	n := w.byID[d.To]
-	w.mix(uint64(d.Kind), d.ID, uint64(d.Run.First), uint64(d.Run.Count), uint64(n.index))
+	w.mix(uint64(w.now), uint64(st.index), uint64(d.Kind), d.ID, uint64(n.index), uint64(w.byName[d.Digest].index),
+		uint64(d.Run.First), uint64(d.Run.Count), uint64(d.FirstLink), uint64(len(d.Links)), uint64(d.Deadline), uint64(d.RetryAfter))
 	m := message{kind: toNode, state: st, node: n, epoch: n.epoch, order: order{kind: d.Kind, id: d.ID, layer: w.byName[d.Digest], waitMs: d.RetryAfter}}
 	switch d.Kind {
 	case core.Lease:

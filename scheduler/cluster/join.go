@@ -1,0 +1,135 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// seekAlone and seekEvery are between two tries to reach schedulers that are not
+	// in the set: while this one is alone, and else. So the order of start does not
+	// matter, and the two sides of a partition that is over find each other again.
+	seekAlone = time.Second
+	seekEvery = 5 * time.Second
+	// forgetAfter is how long one that was lost is looked for at its last address.
+	forgetAfter = 24 * time.Hour
+	// complainEvery is between two complaints that nobody can be reached.
+	complainEvery = time.Minute
+	seekTogether  = 8
+	lookupLimit   = 5 * time.Second
+)
+
+// joiner is memberlist.Memberlist.
+type joiner interface {
+	Join(addresses []string) (int, error)
+}
+
+// seek looks for schedulers that are not in the set, until ctx ends.
+func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
+	var complained time.Time
+	for {
+		err := c.seekOnce(ctx, list)
+		if ctx.Err() != nil {
+			return nil
+		}
+		alone := c.size() == 1
+		if alone && err != nil && time.Since(complained) > complainEvery {
+			complained = time.Now()
+			c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", zap.Strings("join", c.cfg.Join), zap.Error(err))
+		}
+		wait := seekEvery
+		if alone {
+			wait = seekAlone
+		}
+		timer := time.NewTimer(time.Duration((0.5 + rand.Float64()/2) * float64(wait)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// seekOnce tries everybody who is not in the set. It errs when nobody was reached.
+func (c *Cluster) seekOnce(ctx context.Context, list joiner) error {
+	addresses, err := c.resolve(ctx)
+	addresses = c.missing(addresses)
+	errs := make([]error, len(addresses))
+	var g errgroup.Group
+	g.SetLimit(seekTogether)
+	for i, address := range addresses {
+		g.Go(func() error {
+			if ctx.Err() == nil {
+				_, errs[i] = list.Join([]string{address})
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // its functions return nil
+	if slices.Contains(errs, nil) {
+		return nil
+	}
+	return errors.Join(err, errors.Join(errs...))
+}
+
+// resolve is the ip:port of each address of Join; the error joins those of names
+// that have none.
+func (c *Cluster) resolve(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupLimit)
+	defer cancel()
+	var out []string
+	var errs []error
+	for _, address := range c.cfg.Join {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, ip := range found {
+			out = append(out, net.JoinHostPort(ip.Unmap().String(), port))
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// missing are those of the addresses, and of those that members were lost at, that
+// belong to no member.
+func (c *Cluster) missing(addresses []string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, l := range c.lost {
+		if time.Since(l.at) > forgetAfter {
+			delete(c.lost, id)
+			continue
+		}
+		addresses = append(addresses, l.gossip)
+	}
+	slices.Sort(addresses)
+	addresses = slices.Compact(addresses)
+	addresses = addresses[:min(len(addresses), 2*maxMembers)]
+	return slices.DeleteFunc(addresses, func(address string) bool {
+		if address == c.gossip {
+			return true
+		}
+		for _, p := range c.members {
+			if p.gossip == address {
+				return true
+			}
+		}
+		return false
+	})
+}
