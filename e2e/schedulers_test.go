@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -57,13 +59,7 @@ func (s several) owner(t *testing.T, digest string) *cluster.Member {
 	return live[ring.Owner(digest, ids(live))]
 }
 
-func ids(members map[string]*cluster.Member) []string {
-	var out []string
-	for id := range members {
-		out = append(out, id)
-	}
-	return out
-}
+func ids(members map[string]*cluster.Member) []string { return slices.Collect(maps.Keys(members)) }
 
 // attended waits until every node and seed attends every scheduler that runs.
 func (s several) attended(t *testing.T) {
@@ -122,16 +118,22 @@ func (s several) checkSpread(t *testing.T, img *sample.Image) {
 	})
 }
 
-// pushOwned pushes images until the largest layer of one belongs to a scheduler that
-// which accepts.
+// pushOwned pushes an image whose largest layer belongs to a scheduler that which
+// accepts.
 func (s several) pushOwned(t *testing.T, repository string, which func(*cluster.Member) bool) (img *sample.Image, pushed string) {
 	t.Helper()
 	for i := range 64 {
-		pushed = fmt.Sprintf("%s%d", repository, i)
-		img = push(t, s.origin, pushed, sample.Medium(), sample.OCI)
-		if which(s.owner(t, largest(img).Digest)) {
-			return img, pushed
+		img, err := sample.New(fmt.Sprint(t.Name(), repository, i), sample.Medium(), sample.OCI)
+		if err != nil {
+			t.Fatal(err)
 		}
+		if !which(s.owner(t, largest(img).Digest)) {
+			continue
+		}
+		if err := s.origin.Push(t.Context(), img, repository, "v1"); err != nil {
+			t.Fatal(err)
+		}
+		return img, repository
 	}
 	t.Fatal("of 64 layers none belongs to such a scheduler")
 	return nil, ""
@@ -154,6 +156,8 @@ func TestSchedulers(t *testing.T) {
 	t.Run("one joins", s.join)
 	t.Run("one is killed", s.kill)
 	t.Run("it comes back", s.back)
+	t.Run("the first is killed", s.killFirst)
+	t.Run("one hangs", s.hang)
 	t.Run("a node is denied", s.deny)
 }
 
@@ -190,10 +194,30 @@ func (s several) join(t *testing.T) {
 	}
 }
 
-// kill kills the scheduler of a layer that is half way: its heir knows of every node
-// within two seconds, and nothing is read twice from the origin.
+// kill kills a scheduler half way.
 func (s several) kill(t *testing.T) {
-	img, repository := s.pushOwned(t, "app/kill", func(m *cluster.Member) bool { return m != s.Scheduler })
+	s.lose(t, "app/kill", func(victim *cluster.Member) { victim.Kill() })
+}
+
+// hang stops a scheduler half way, and lets it go on when all is over.
+func (s several) hang(t *testing.T) {
+	var hung *cluster.Member
+	s.lose(t, "app/hang", func(victim *cluster.Member) {
+		hung = victim
+		if err := victim.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := hung.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.attended(t)
+}
+
+// lose lets the scheduler of a layer that is half way stop: its heir knows of every
+// node within two seconds, and nothing is read twice from the origin.
+func (s several) lose(t *testing.T, app string, stop func(*cluster.Member)) {
+	img, repository := s.pushOwned(t, app, func(m *cluster.Member) bool { return m != s.Scheduler })
 	layer := largest(img)
 	victim := s.owner(t, layer.Digest)
 	release := make(chan struct{})
@@ -207,11 +231,13 @@ func (s several) kill(t *testing.T) {
 	for _, m := range s.live(t) { // all the rest is there, or the heir's wants could be of that
 		s.waitWants(t, m, map[bool]int{true: len(s.Nodes), false: 0}[m == victim])
 	}
-	victim.Kill()
-	killed := time.Now()
-	heir := s.owner(t, layer.Digest)
+	stop(victim)
+	stopped := time.Now()
+	heirs := s.live(t)
+	maps.DeleteFunc(heirs, func(_ string, m *cluster.Member) bool { return m == victim })
+	heir := heirs[ring.Owner(layer.Digest, ids(heirs))]
 	s.waitWants(t, heir, len(s.Nodes))
-	took := time.Since(killed)
+	took := time.Since(stopped)
 	t.Logf("the heir knew of all wants after %v", took)
 	if took > 2*time.Second {
 		t.Errorf("the heir knew of all wants after %v, want 2s at most", took)
@@ -246,6 +272,24 @@ func (s several) back(t *testing.T) {
 	pullAll(t, s.Nodes, img, repository)
 	checkOriginPaidOnce(t, s.origin, img)
 	s.checkSpread(t, img)
+}
+
+// killFirst kills the only scheduler that nodes and seeds were told of, and that the
+// others joined by: all goes on with those that they know from it, and with it when it
+// is back.
+func (s several) killFirst(t *testing.T) {
+	img, repository := s.pushOwned(t, "app/first", func(m *cluster.Member) bool { return m == s.Scheduler })
+	s.Scheduler.Kill()
+	pullAll(t, s.Nodes, img, repository)
+	s.checkRatio(t, img, 1.05)
+	if err := s.Scheduler.Start(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	s.attended(t)
+	again, repository := s.pushOwned(t, "app/again", func(m *cluster.Member) bool { return m == s.Scheduler })
+	pullAll(t, s.Nodes, again, repository)
+	checkOriginPaidOnce(t, s.origin, again)
+	s.checkSpread(t, again)
 }
 
 // deny shuts a node out at one scheduler: all refuse it.

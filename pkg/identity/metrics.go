@@ -68,7 +68,7 @@ func newServerMetrics(reg prometheus.Registerer) (*serverMetrics, error) {
 	}
 	m := &serverMetrics{issued: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "damselfly_identity_requests_total",
-		Help: "Requests for a certificate, by method (join, renew) and result (ok, refused, limited, failed).",
+		Help: "Requests for a certificate, by method (join, renew, share_authority) and result (ok, refused, limited, failed).",
 	}, []string{"method", "result"})}
 	if err := reg.Register(m.issued); err != nil {
 		return nil, err

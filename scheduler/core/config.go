@@ -196,7 +196,7 @@ func span(name string, v *Time, def Time) number {
 // field.
 func (c Config) Validate() error {
 	if c.Policy != "" && !slices.Contains(Policies(), c.Policy) {
-		return fmt.Errorf("Policy is %q: must be one of %s", c.Policy, strings.Join(Policies(), ", "))
+		return fmt.Errorf("there is no policy %q: must be one of %s", c.Policy, strings.Join(Policies(), ", "))
 	}
 	if c.ReaderUploadSlots < 0 {
 		return fmt.Errorf("ReaderUploadSlots is %d: must not be below zero", c.ReaderUploadSlots)

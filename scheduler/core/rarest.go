@@ -139,7 +139,7 @@ func (s *State) sample(m *member, spares []*member, p int) *member {
 		if h == nil || !h.offered || !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
 			continue
 		}
-		if r := s.rank(m.n, h); best == nil || r.before(bestRank) {
+		if r := s.rank(h); best == nil || r.before(bestRank) {
 			best, bestRank = h, r
 		}
 		if found++; found >= s.cfg.HolderSample || i > maxTries {
@@ -159,6 +159,6 @@ func (r rank) before(o rank) bool {
 	return r.lacks < o.lacks
 }
 
-func (s *State) rank(n *node, h *member) rank {
+func (s *State) rank(h *member) rank {
 	return rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
 }
