@@ -280,6 +280,14 @@ func (s several) back(t *testing.T) {
 func (s several) killFirst(t *testing.T) {
 	img, repository := s.pushOwned(t, "app/first", func(m *cluster.Member) bool { return m == s.Scheduler })
 	s.Scheduler.Kill()
+	eventually(t, func(ctx context.Context) error {
+		for _, m := range s.live(t) {
+			if n, err := m.Gauge(ctx, "damselfly_schedulers"); err != nil || int(n) != len(s.Schedulers)-1 {
+				return fmt.Errorf("%s counts %v schedulers, %w", m.Name, n, err)
+			}
+		}
+		return nil
+	})
 	pullAll(t, s.Nodes, img, repository)
 	s.checkRatio(t, img, 1.05)
 	if err := s.Scheduler.Start(deadline(t)); err != nil {
