@@ -159,6 +159,9 @@ func (s *State) leaseTo(m *member) bool {
 	cand := s.cand[:words(b.n)]
 	if !s.candidates(m, cand) {
 		s.rescue(m)
+		if s.pace.factor > 1 && m.rx.leases == 0 {
+			s.thirst(m, s.cfg.NearTime) // torn groups come within reach unannounced
+		}
 		return false
 	}
 	length := s.runLength(b)

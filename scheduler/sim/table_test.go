@@ -139,9 +139,6 @@ func TestTable(t *testing.T) {
 			}
 			figures := make([][]float64, len(row.bars))
 			last := &Result{}
-			if !row.median && os.Getenv("DAMSELFLY_SIM") == "" {
-				row.runs = 1
-			}
 			for seed := range uint64(row.runs) {
 				row.s.Random = seed + 1
 				r, err := Run(row.s, wall)
