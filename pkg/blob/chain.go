@@ -117,7 +117,7 @@ func NewChain(d Digest, l Layout) *Chain {
 	return c
 }
 
-// Link returns link i, nil where it is not known. The bytes are the chain's own.
+// Link returns link i, nil where it is not known. The bytes are as those of Links.
 func (c *Chain) Link(i int) []byte {
 	if !c.known.Has(i) {
 		return nil
@@ -147,13 +147,18 @@ func (c *Chain) Add(first int, links []byte) error {
 			return fmt.Errorf("link %d: %w", first+i, ErrConflict)
 		}
 	}
-	copy(c.links[first*c.size:], links)
+	for i := range n { // not one that is known: see Links
+		if !c.known.Has(first + i) {
+			copy(c.links[(first+i)*c.size:], links[i*c.size:(i+1)*c.size])
+		}
+	}
 	c.known.SetRun(Run{First: first, Count: n})
 	return nil
 }
 
 // Links returns the known links from first on, at most count and up to the
-// first unknown one, side by side. The bytes are a copy.
+// first unknown one, side by side. The bytes are the chain's own; they never change,
+// so others may go on reading them while the chain learns.
 func (c *Chain) Links(first, count int) []byte {
 	if first < 0 || first >= c.Len() {
 		return nil
@@ -162,7 +167,7 @@ func (c *Chain) Links(first, count int) []byte {
 	if end <= first {
 		return nil
 	}
-	return bytes.Clone(c.links[first*c.size : end*c.size])
+	return c.links[first*c.size : end*c.size : end*c.size]
 }
 
 // Proves tells whether the links that prove piece i are known: its own and the

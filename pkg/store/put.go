@@ -206,7 +206,7 @@ func (b *Blob) AddLinks(first int, links []byte) error {
 	return nil
 }
 
-// Links returns known links side by side, a copy: those of [first, first+count)
+// Links returns known links side by side, which never change: those of [first, first+count)
 // from the first known one on, up to the first gap. firstOut is the index of the
 // first link returned. links is empty when none of them is known.
 func (b *Blob) Links(first, count int) (firstOut int, links []byte) {

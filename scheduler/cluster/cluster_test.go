@@ -162,6 +162,23 @@ func TestDeadSchedulerIsGone(t *testing.T) {
 	w.agree(5*time.Second, a, b, again)
 }
 
+// One that starts again is back soon, although it was told of nobody: the others look
+// for it where it was.
+func TestBackWithoutJoin(t *testing.T) {
+	w := newWorld(t)
+	listen := freeAddress(t)
+	id := w.ids.Identity(t, identity.RoleScheduler).ID()
+	a := w.startAs(id, listen)
+	b := w.start(listen)
+	w.agree(5*time.Second, a, b)
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	w.agree(time.Second, b)
+	again := w.startAs(id, listen)
+	t.Logf("it is back after %s", w.agree(4*seekSoon, again, b))
+}
+
 // Two sides that did not hear each other find each other again.
 func TestPartitionHeals(t *testing.T) {
 	w := newWorld(t)

@@ -14,11 +14,13 @@ import (
 )
 
 const (
-	// seekAlone and seekEvery are between two tries to reach schedulers that are not
-	// in the set: while this one is alone, and else. So the order of start does not
-	// matter, and the two sides of a partition that is over find each other again.
-	seekAlone = time.Second
+	// seekSoon and seekEvery are between two tries to reach schedulers that are not in
+	// the set: while this one is alone or has lost one within justLost, and else. So the
+	// order of start does not matter, one that starts again is back at once, and the two
+	// sides of a partition that is over find each other.
+	seekSoon  = time.Second
 	seekEvery = 5 * time.Second
+	justLost  = time.Minute
 	// forgetAfter is how long one that was lost is looked for at its last address.
 	forgetAfter = 24 * time.Hour
 	// complainEvery is between two complaints that nobody can be reached.
@@ -40,14 +42,13 @@ func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		alone := c.size() == 1
-		if alone && err != nil && time.Since(complained) > complainEvery {
+		if c.size() == 1 && err != nil && time.Since(complained) > complainEvery {
 			complained = time.Now()
 			c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", zap.Strings("join", c.cfg.Join), zap.Error(err))
 		}
 		wait := seekEvery
-		if alone {
-			wait = seekAlone
+		if c.size() == 1 || c.hasJustLost() {
+			wait = seekSoon
 		}
 		timer := time.NewTimer(time.Duration((0.5 + rand.Float64()/2) * float64(wait)))
 		select {
@@ -79,6 +80,17 @@ func (c *Cluster) seekOnce(ctx context.Context, list joiner) error {
 		return nil
 	}
 	return errors.Join(err, errors.Join(errs...))
+}
+
+func (c *Cluster) hasJustLost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lost {
+		if time.Since(l.at) < justLost {
+			return true
+		}
+	}
+	return false
 }
 
 // resolve is the ip:port of each address of Join; the error joins those of names

@@ -137,7 +137,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Policy: Policies()[0], UploadSlots: 2, DownloadSlots: 2, MaxSlots: 256,
-		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 50000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 4,
+		LeasePieces: 4, LeaseBytes: 1 << 20, LeaseRate: 50000, SwarmLeases: 1024, Window: 64, RareCopies: 3, HolderSample: 12,
 		LeaseTime: 2 * Second, HedgeTime: 200 * Millisecond, NearTime: 100 * Millisecond, MinRate: 256 << 10, DetachedTime: 2 * Second,
 		OriginTime: 30 * Second, OriginRate: 64 << 10,
 		HostLeases: 8, OriginAttempts: 6, OriginRefusals: 3,

@@ -28,6 +28,7 @@ type State struct {
 	out    []Decision
 
 	nodes   []*node // by handle, nil where free
+	loads   []int32 // by handle: upload slots in use, less those that there are
 	freeIDs []int32
 	byID    map[string]*node
 	seeds   []*node

@@ -74,6 +74,8 @@ func (s *State) gain(m *member, p int) {
 	m.have.set(p)
 	m.held++
 	if b.active != nil {
+		b.seats.seats[m.seat].held++
+		b.holders[p].put(m.seat)
 		if b.reader == m {
 			b.reading.clear(p)
 			for _, l := range b.origins {
@@ -83,9 +85,6 @@ func (s *State) gain(m *member, p int) {
 		if m.counted {
 			b.hold.add(p>>6, bit(p))
 			b.held.set(p)
-			if !m.n.seed {
-				b.recent[p][b.hold.of(p)%recents] = m
-			}
 			m.addCopies(p>>6, bit(p))
 			if m.offered {
 				s.gainSpare(m, p>>6, bit(p))
@@ -108,6 +107,7 @@ func (s *State) unpend(m *member, p int) {
 	pending := rx.pend.has(p)
 	if pending {
 		rx.pend.clear(p)
+		m.b.pending[p].cut(m.seat)
 		s.dropCopies(m, p>>6, bit(p))
 	}
 	if !rx.wants(p) {
@@ -128,6 +128,9 @@ func (s *State) gainAll(m *member) {
 	if m.rx == nil && !m.counted {
 		// Most blobs that a node tells of are whole, and nobody wants them now.
 		m.full, m.have, m.held = true, nil, m.b.n
+		if m.b.active != nil {
+			m.b.reseat(m)
+		}
 		s.count(m)
 		return
 	}
@@ -151,6 +154,9 @@ func (s *State) fill(m *member) {
 		}
 	}
 	m.full, m.have = true, nil
+	if m.b.active != nil {
+		m.b.reseat(m)
+	}
 }
 
 // lose records that m cannot serve the pieces of r after all.
@@ -177,6 +183,9 @@ func (s *State) lose(m *member, r blob.Run) {
 	if m.held == 0 {
 		m.have = nil
 	}
+	if m.b.active != nil {
+		m.b.reseat(m)
+	}
 	if wanting {
 		s.wish(m)
 	}
@@ -192,6 +201,9 @@ func (s *State) empty(m *member) {
 		s.unwish(m)
 	}
 	m.have, m.held, m.full, m.sealed = nil, 0, false, false
+	if m.b.active != nil {
+		m.b.reseat(m)
+	}
 	if wanting {
 		s.wish(m)
 	}

@@ -95,7 +95,47 @@ func checkSwarm(t failing, s *State, b *swarm) {
 		t.Fatalf("%s: idle for long, yet active", b.digest)
 	}
 	checkCounts(t, b)
+	checkSeats(t, s, b)
 	checkWaiting(t, s, b)
+}
+
+// checkSeats compares what seats say of members with what these say of themselves.
+func checkSeats(t failing, s *State, b *swarm) {
+	t.Helper()
+	taken := len(b.free)
+	for _, m := range b.members {
+		taken++
+		seat := b.seats.seats[m.seat]
+		if seat.member != m || seat.node != m.n.handle || int(seat.held) != m.held {
+			t.Fatalf("%s: %s sits wrong", b.digest, m.n.id)
+		}
+		if load := len(m.n.up) - m.n.upFree - s.uploads(m.n); int(s.loads[seat.node]) != load {
+			t.Fatalf("%s: load %d, counted %d", m.n.id, load, s.loads[seat.node])
+		}
+		w, bit := int(m.seat>>6), uint64(1)<<(m.seat&63)
+		if m.full != (b.wholes.word(w)&bit != 0) {
+			t.Fatalf("%s: %s is whole %v", b.digest, m.n.id, m.full)
+		}
+		if queued := m.rx != nil && m.rx.queued; queued != (m.site.queue.waiting.word(w)&bit != 0) {
+			t.Fatalf("%s: %s is queued %v", b.digest, m.n.id, queued)
+		}
+		for i, tally := range m.tallies {
+			if m.offered != (tally.seats.word(w)&bit != 0) {
+				t.Fatalf("%s: %s is offered %v in tally %d", b.digest, m.n.id, m.offered, i)
+			}
+		}
+		for p := range b.n {
+			if held := b.holders[p].word(w)&bit != 0; held != m.has(p) && !m.full {
+				t.Fatalf("%s: %s holds piece %d: %v", b.digest, m.n.id, p, m.has(p))
+			}
+			if pending := m.rx != nil && m.rx.pend.has(p); pending != (b.pending[p].word(w)&bit != 0) {
+				t.Fatalf("%s: piece %d is on its way to %s: %v", b.digest, p, m.n.id, pending)
+			}
+		}
+	}
+	if taken != len(b.seats.seats) {
+		t.Fatalf("%s: %d seats taken or free of %d", b.digest, taken, len(b.seats.seats))
+	}
 }
 
 func checkCounts(t failing, b *swarm) {

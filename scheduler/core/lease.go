@@ -8,25 +8,25 @@ import (
 type lease struct {
 	id     uint64 // 0 while unused
 	m      *member
-	run    blob.Run
 	holder *node // nil when the origin is read, or when the holder has left
+	host   *host // of an origin lease
+	run    blob.Run
 	atUp   int32 // places in node.up, node.down
 	atDown int32
 	// It takes no slot at an end where it does not fill one: the rest is on its way,
 	// or the other end is far slower.
 	freeUp, freeDown bool
 	late             bool // past hedge: its pieces may come from elsewhere too
+	ahead            bool // reads an origin where links are not known yet
+	rescue           bool // reads an origin for m alone, because it can reach no holder
 
 	since    Time
 	hedge    Time // a point; 0 when it is not hedged
 	deadline Time // a point
 
 	// Origin leases.
-	host   *host
 	origin *Origin
 	behalf *member // whose want gave the origin
-	ahead  bool    // reads where links are not known yet
-	rescue bool    // for m alone, because it can reach no holder
 	pieces int     // that came since since
 }
 
@@ -106,6 +106,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 			continue
 		}
 		rx.pend.set(p)
+		b.pending[p].put(m.seat)
 		m.addCopies(p>>6, bit(p))
 		if rx.wants(p) {
 			rx.lack--
@@ -180,6 +181,7 @@ func (s *State) unbook(m *member, run blob.Run) (again bool) {
 			continue
 		}
 		rx.pend.clear(p)
+		m.b.pending[p].cut(m.seat)
 		s.dropCopies(m, p>>6, bit(p))
 		if rx.wants(p) && !m.has(p) {
 			rx.lack++

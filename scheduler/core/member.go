@@ -25,42 +25,41 @@ type member struct {
 	tallies []*tally // where it is counted
 
 	atNode, atSwarm int32            // places in node.members, swarm.members
+	seat            int32            // in an active swarm
 	atServing       int32            // place in node.serving; -1 when not there
 	atSpare         [maxLevels]int32 // places in tally.spares of the site's levels, while offered
 }
 
 // receiver is the receiving side of a member.
 type receiver struct {
-	wanting bool   // a client waits; else it only reads the origin for others
-	wanted  bitset // nil means all
-	pend    bitset // pieces that a running lease will bring
-	leases  int    // running
-	late    int    // of these, those whose pieces may come from elsewhere
-
-	priority Priority
-	urgent   bitset // nil when no client reads just here
-
-	missing int // wanted and not got
-	lack    int // of these, for which no lease runs
+	// What every lease touches stands together.
+	wanting       bool // a client waits; else it only reads the origin for others
+	queued, retry bool
+	picky         bool // avoids somebody
+	urgency       urgency
+	priority      Priority
+	pauses        uint8
+	leases        int    // running
+	late          int    // of these, those whose pieces may come from elsewhere
+	missing       int    // wanted and not got
+	lack          int    // of these, for which no lease runs
+	pend          bitset // pieces that a running lease will bring
+	wanted        bitset // nil means all
+	urgent        bitset // nil when no client reads just here
+	thirst        Time   // when it may look beyond its own rack for what is about to come there; 0 while it has leases
+	until         Time   // no lease before
+	next, prev    *member
+	bucket        int
+	avoids        []avoided
 
 	origin *Origin
 	host   *host  // of origin
 	order  uint64 // of the wants, the first lowest
 	direct bool   // a seed was turned away on its behalf: it must ask the origin itself
-
-	until  Time // no lease before
-	pauses uint8
-	fails  int // leases that failed in a row
-	avoids []avoided
-	picky  bool // avoids somebody
-	poll   Time // when it is looked at again because of that
-	thirst Time // when it may look beyond its own rack for what is about to come there; 0 while it has leases
+	fails  int    // leases that failed in a row
+	poll   Time   // when it is looked at again because it avoids somebody
 
 	atNode, atSwarm int32 // places in node.wants, swarm.wanters
-	next, prev      *member
-	bucket          int
-	urgency         urgency
-	queued, retry   bool
 }
 
 func (m *member) partial() bool { return m.held > 0 && !m.full }
@@ -294,6 +293,9 @@ func (s *State) removeMember(m *member) {
 	n, b := m.n, m.b
 	n.cost -= memberCost(b.n)
 	delete(s.members, pair{n.handle, b.handle})
+	if b.active != nil {
+		b.rise(m)
+	}
 	n.members = cutAt(n.members, m.atNode, func(o *member, i int32) { o.atNode = i })
 	b.members = cutAt(b.members, m.atSwarm, func(o *member, i int32) { o.atSwarm = i })
 	m.b = nil

@@ -2,33 +2,38 @@ package core
 
 // node is one that attends.
 type node struct {
-	handle  int32
-	serial  uint64 // of its attendance; 0 once it has left
-	id      string
-	address string
-	place
-	seed    bool
-	atSeeds int32
+	// What every lease touches stands together.
+	handle           int32
+	seed             bool
+	spare            bool     // has a free upload slot, and counts
+	lags             bool     // one of its rates is far below the usual
+	barred           bool     // does not count as a holder: gone or quarantined
+	up, down         []*lease // that read from it; that it runs
+	upFree, downFree int      // of these, those that take no slot
+	upSlots          int      // that may be leased now
+	downSlots        int
+	reading          int       // of down, those that read an origin
+	upRate, downRate int64     // bytes per second, 0 while unknown
+	recent           *member   // that it spoke of last
+	serving          []*member // counted: what it holds in active swarms
+	wants            []*member
+	id               string
+	address          string
+	serial           uint64 // of its attendance; 0 once it has left
+	firstUp          [4]*lease
+	firstDown        [4]*lease
+	firstServing     [2]*member
+	firstWants       [2]*member
 
-	upSlots, downSlots int      // that may be leased now
-	upMost, downMost   int      // that it attended with
-	up, down           []*lease // that read from it; that it runs
-	upFree, downFree   int      // of these, those that take no slot
-	reading            int      // of down, those that read an origin
-	spare              bool     // has a free upload slot, and counts
+	place
+	atSeeds          int32
+	upMost, downMost int // slots that it attended with
 
 	members      []*member
-	recent       *member   // that it spoke of last
-	serving      []*member // counted: what it holds in active swarms
-	wants        []*member
 	wantedPieces int
 	cost         int64 // of its members, in bytes
+	expiries     uint8 // leases in a row that this receiver let run out
 
-	upRate, downRate int64 // bytes per second, 0 while unknown
-	lags             bool  // one of them is far below the usual
-	expiries         uint8 // leases in a row that this receiver let run out
-
-	barred      bool // does not count as a holder: gone or quarantined
 	quarantined bool
 	barredUntil Time
 	unreached   []uint64 // serials of those who could not reach it, in a row
@@ -48,6 +53,7 @@ func (s *State) attend(e *Attend) {
 		downSlots: s.slots(e.DownloadSlots, s.cfg.DownloadSlots),
 	}
 	n.upMost, n.downMost = n.upSlots, n.downSlots
+	n.up, n.down, n.serving, n.wants = n.firstUp[:0], n.firstDown[:0], n.firstServing[:0], n.firstWants[:0]
 	if k := len(s.freeIDs); k > 0 {
 		n.handle = s.freeIDs[k-1]
 		s.freeIDs = s.freeIDs[:k-1]
@@ -55,6 +61,7 @@ func (s *State) attend(e *Attend) {
 	} else {
 		n.handle = int32(len(s.nodes))
 		s.nodes = append(s.nodes, n)
+		s.loads = append(s.loads, 0)
 	}
 	s.byID[n.id] = n
 	if n.seed {
@@ -145,7 +152,9 @@ func (s *State) uploads(n *node) int {
 // respare looks whether n has a free upload slot, and if that changed, offers
 // or withdraws all that it holds.
 func (s *State) respare(n *node) {
-	spare := !n.barred && n.serial != 0 && len(n.up)-n.upFree < s.uploads(n)
+	load := len(n.up) - n.upFree - s.uploads(n)
+	s.loads[n.handle] = int32(load)
+	spare := !n.barred && n.serial != 0 && load < 0
 	if spare == n.spare {
 		return
 	}

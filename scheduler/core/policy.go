@@ -98,11 +98,13 @@ func (s *State) serveSite(st *site) bool {
 	if s.pace.factor > 1 && !st.stale {
 		st.keepWhole(s.runLength(st.b))
 	}
-	for !st.stale && st.cursor != nil {
-		if !st.anyFresh() {
-			break
-		}
+	for steps := 0; !st.stale && st.cursor != nil && st.anyFresh(); steps++ {
 		m := st.cursor
+		if steps >= nearSteps && st.queue.length > nearSteps {
+			if m = s.lacking(st, m); m == nil {
+				break
+			}
+		}
 		st.cursor = st.queue.after(m)
 		useful := st.canUseFresh(m)
 		if st.cursor == nil {
@@ -130,6 +132,10 @@ func (s *State) serveSite(st *site) bool {
 	}
 	return false
 }
+
+// nearSteps is how far from its front a queue is walked through before its members
+// are looked at by masks.
+const nearSteps = 8
 
 func (st *site) anyFresh() bool {
 	needed := st.b.needed

@@ -9,6 +9,10 @@ type queue struct {
 	shift  int
 	count  int                 // buckets of a level
 	levels [urgencies]*buckets // made when first used
+
+	waiting bitset // the seats of all that are in it
+	length  int
+	pushed  uint64 // counts, so that who came first is known
 }
 
 // urgency is how soon a receiver is served: whose client reads just here, then
@@ -43,6 +47,10 @@ func (q *queue) push(m *member, u urgency) {
 	}
 	l, i := q.levels[u], q.bucketOf(m.rx.missing)
 	m.rx.urgency, m.rx.bucket = u, i
+	q.pushed++
+	q.length++
+	q.waiting.put(m.seat)
+	m.b.seats.seats[m.seat].rank = uint64(u)<<60 | uint64(i)<<48 | q.pushed
 	m.rx.queued = true
 	m.rx.next, m.rx.prev = nil, l.lists[i].tail
 	if m.rx.prev == nil {
@@ -55,6 +63,8 @@ func (q *queue) push(m *member, u urgency) {
 }
 
 func (q *queue) remove(m *member) {
+	q.length--
+	q.waiting.cut(m.seat)
 	l, i := q.levels[m.rx.urgency], m.rx.bucket
 	if m.rx.prev == nil {
 		l.lists[i].head = m.rx.next

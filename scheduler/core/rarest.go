@@ -93,37 +93,30 @@ func (s *State) rarest(b *swarm, cand bitset, from, end int) int {
 func (rarestPolicy) holder(s *State, m *member, p int) *member {
 	st := m.site
 	for i := len(st.levels) - 1; i >= 0; i-- {
-		if t := st.levels[i]; t.has(p) {
-			spares := t.spares
-			if b := m.b; t == b.nodes && len(spares) > 16*(t.spare.of(p)+t.fullSpare) {
-				if h := s.sample(m, b.recent[p][:], p); h != nil {
-					return h
-				}
-			}
-			if h := s.sample(m, spares, p); h != nil {
-				return h
-			}
+		if h := s.sample(m, st.levels[i], p); h != nil {
+			return h
 		}
 	}
-	if h := s.sample(m, m.b.seeds.spares, p); h != nil {
+	if h := s.sample(m, m.b.seeds, p); h != nil {
 		return h
 	}
-	return s.sample(m, m.b.laggards.spares, p)
+	return s.sample(m, m.b.laggards, p)
 }
 
-// maxTries is after how many that may or may not hold the piece the best so far is
-// good enough.
-const maxTries = 32
+// fewSpares are looked at one by one, more by masks.
+const fewSpares = 32
 
-// recents is how many of those who got a piece last are remembered. A search among
-// all who have a free slot finds one of the few holders of a rare piece only after
-// many others.
-const recents = 8
-
-// sample picks the best of some of the holders of piece p in a list: the one with
-// most free slots, then the most complete,
-// which leaves the others to those whom only they can serve.
-func (s *State) sample(m *member, spares []*member, p int) *member {
+// sample picks the best of some of the holders of piece p in a place: the one with
+// most free slots, then the most complete, which leaves the others to those whom only
+// they can serve. It is nil when there is none that m does not avoid.
+func (s *State) sample(m *member, t *tally, p int) *member {
+	spares := t.spares
+	if !t.has(p) {
+		return nil
+	}
+	if len(spares) > fewSpares {
+		return s.sampleSeats(m, t, p)
+	}
 	var best *member
 	var bestRank rank
 	found, start := 0, 0
@@ -136,13 +129,13 @@ func (s *State) sample(m *member, spares []*member, p int) *member {
 			at -= len(spares)
 		}
 		h := spares[at]
-		if h == nil || !h.offered || !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
+		if !h.has(p) || h == m || len(m.rx.avoids) > 0 && s.avoids(m.rx.avoids, h.n) {
 			continue
 		}
-		if r := s.rank(h); best == nil || r.before(bestRank) {
+		if r := s.rank(&m.b.seats.seats[h.seat]); best == nil || r.before(bestRank) {
 			best, bestRank = h, r
 		}
-		if found++; found >= s.cfg.HolderSample || i > maxTries {
+		if found++; found >= s.cfg.HolderSample {
 			break
 		}
 	}
@@ -150,15 +143,13 @@ func (s *State) sample(m *member, spares []*member, p int) *member {
 }
 
 // rank orders holders; lower is better, fields before others.
-type rank struct{ busy, lacks int }
+type rank struct{ load, held int32 }
 
 func (r rank) before(o rank) bool {
-	if r.busy != o.busy {
-		return r.busy < o.busy
+	if r.load != o.load {
+		return r.load < o.load
 	}
-	return r.lacks < o.lacks
+	return r.held > o.held
 }
 
-func (s *State) rank(h *member) rank {
-	return rank{busy: len(h.n.up) - h.n.upFree - s.uploads(h.n), lacks: h.b.n - h.held}
-}
+func (s *State) rank(h *seat) rank { return rank{load: s.loads[h.node], held: h.held} }

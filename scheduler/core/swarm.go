@@ -40,12 +40,12 @@ type active struct {
 	sites        map[place]*site
 	live         []*site // somebody in them may be served
 
-	hold, need   counts             // holders; members that want the piece, have not got it, and have no lease for it
-	held, needed bitset             // where these are above zero
-	recent       [][recents]*member // who got a piece last, to find holders of what is rare
-	reading      bitset             // pieces that an origin lease will bring
+	hold, need   counts // holders; members that want the piece, have not got it, and have no lease for it
+	held, needed bitset // where these are above zero
+	reading      bitset // pieces that an origin lease will bring
 
 	wanters []*member
+	seats
 
 	sourcing
 }
@@ -90,6 +90,7 @@ func (s *State) enter(n *node, d blob.Digest, size int64) *member {
 	}
 	m := &member{n: n, b: b, atNode: int32(len(n.members)), atSwarm: int32(len(b.members)), atServing: -1}
 	if b.active != nil {
+		b.sit(m)
 		b.settle(m)
 	}
 	n.cost += cost
@@ -99,7 +100,7 @@ func (s *State) enter(n *node, d blob.Digest, size int64) *member {
 	return m
 }
 
-func memberCost(pieces int) int64 { return 256 + int64(pieces)/8 }
+func memberCost(pieces int) int64 { return 256 + int64(pieces)/2 }
 
 func (s *State) addSwarm(b *swarm) {
 	if k := len(s.freeSwarm); k > 0 {
@@ -155,7 +156,7 @@ func (s *State) activate(b *swarm) {
 	take := func() (t bitset) { t, sets = sets[:words(b.n):words(b.n)], sets[words(b.n):]; return t }
 	b.active = &active{
 		nodes: newTally(b.n), seeds: newTally(b.n), laggards: newTally(b.n), places: map[place]*tally{}, sites: map[place]*site{},
-		hold: newCounts(b.n), need: newCounts(b.n), recent: make([][recents]*member, b.n),
+		hold: newCounts(b.n), need: newCounts(b.n), seats: seats{holders: make([]bitset, b.n), pending: make([]bitset, b.n)},
 		proved: take(), held: take(), needed: take(), reading: take(),
 	}
 	b.ofSeeds, b.ofLaggards = []*tally{b.seeds}, []*tally{b.laggards}
@@ -166,6 +167,7 @@ func (s *State) activate(b *swarm) {
 	}
 	for _, m := range b.members {
 		m.publishes, m.asked = false, false
+		b.sit(m)
 		b.settle(m)
 		s.count(m)
 		if m.partial() {

@@ -11,6 +11,7 @@ type tally struct {
 	known, avail    bitset // where these are above zero
 	full, fullSpare int
 	spares          []*member // counted holders with a free upload slot
+	seats           bitset    // theirs
 	sites           []*site   // whose receivers look here
 }
 
@@ -119,6 +120,7 @@ func (s *State) offer(m *member) {
 	for i, t := range m.tallies {
 		m.atSpare[i] = int32(len(t.spares))
 		t.spares = append(t.spares, m)
+		t.seats.put(m.seat)
 	}
 	if m.full {
 		s.gainFullSpare(m)
@@ -137,6 +139,7 @@ func (s *State) withdraw(m *member) {
 	}
 	m.offered = false
 	for i, t := range m.tallies {
+		t.seats.cut(m.seat)
 		t.spares = cutAt(t.spares, m.atSpare[i], func(o *member, at int32) { o.atSpare[i] = at })
 		if m.full {
 			t.fullSpare--
