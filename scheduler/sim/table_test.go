@@ -116,7 +116,7 @@ func rows() []row {
 			bars: []bar{makespan(1.25), cross(1.3), origin(1.00)}},
 		{name: "deaths_and_lies", s: with(cold(500, 256), func(s *Scenario) { s.Faults.Die, s.Faults.Lie = 0.1, 0.05 }), runs: 3,
 			bars: []bar{origin(1.02)}},
-		{name: "seed_dies", s: with(cold(500, 256), func(s *Scenario) { s.Seeds, s.Faults.SeedDies = 2, 0.5 }), runs: 3,
+		{name: "seed_dies", s: with(cold(500, 256), func(s *Scenario) { s.Seeds, s.Faults.SeedDies = 2, 0.5 }), runs: 9, median: true,
 			bars: []bar{makespan(1.15), origin(1.02)}},
 		{name: "scheduler_dies", s: with(cold(200, 64), func(s *Scenario) {
 			s.Blobs[0].Count, s.Schedulers, s.Faults.SchedulerDies = 12, 3, 0.5
