@@ -42,7 +42,7 @@ func liveTrace(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	listener := bufconn.Listen(1 << 20)
-	srv := grpc.NewServer()
+	srv := grpc.NewServer(grpc.ForceServerCodecV2(server.Codec()))
 	damselflyv1.RegisterSchedulerServer(srv, brain)
 	ctx, cancel := context.WithCancel(t.Context())
 	var serving errgroup.Group

@@ -158,6 +158,7 @@ func newServer(id *identity.Identity, log *zap.Logger) *grpc.Server {
 	})
 	return grpc.NewServer(
 		grpc.Creds(id.ServerCredentials()),
+		grpc.ForceServerCodecV2(server.Codec()),
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 		grpc.MaxRecvMsgSize(maxMessage),

@@ -28,8 +28,8 @@ type decoder struct {
 	seed bool
 
 	// Of raw.
-	last string // digest of the last Have: nodes tell of the same blob again and again
-	err  error
+	lately lately
+	err    error
 }
 
 // attend reads the first event of a stream.

@@ -104,6 +104,9 @@ func (st *stream) reuse(m *memory) {
 		return
 	}
 	m.have = core.Have{} // its links are the message's
+	if cap(m.bytes) > frameKept {
+		m.bytes = nil
+	}
 	select {
 	case st.free <- m:
 	default:

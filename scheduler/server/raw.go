@@ -31,6 +31,7 @@ var errWire = errors.New("the message is malformed")
 
 // memory is what the frequent events of one message are decoded into.
 type memory struct {
+	bytes  []byte // the message
 	events [4]core.Event
 	pings  [2]uint64
 	have   core.Have
@@ -40,11 +41,9 @@ type memory struct {
 	used   struct{ have, done, ending bool }
 }
 
-// raw decodes a NodeMessage. m may be nil; else it must not be in use.
+// raw decodes a NodeMessage into m, which must not be in use. What it gives points
+// into b.
 func (d *decoder) raw(b []byte, m *memory) (message, error) {
-	if m == nil {
-		m = &memory{}
-	}
 	m.used.have, m.used.done, m.used.ending = false, false, false
 	out := message{events: m.events[:0], pings: m.pings[:0], memory: m}
 	for len(b) > 0 {
@@ -214,12 +213,29 @@ func (h *rawHave) parse(b []byte, runs []blob.Run) bool {
 	return true
 }
 
+// lately is the digests that a node spoke of last: it tells of the same blobs again and
+// again.
+type lately struct {
+	last [4]string
+	next int
+}
+
+// digest is b as a string.
+func (l *lately) digest(b []byte) string {
+	for i := range l.last {
+		if string(b) == l.last[i] { // compared without making a string of it
+			return l.last[i]
+		}
+	}
+	d := string(b)
+	l.last[l.next] = d
+	l.next = (l.next + 1) % len(l.last)
+	return d
+}
+
 // takeHave checks a Have as decoder.have does.
 func (d *decoder) takeHave(h *rawHave, m *memory) error {
-	if string(h.digest) != d.last { // compared without making a string of it
-		d.last = string(h.digest)
-	}
-	g, l, err := layout("have", d.last, h.size)
+	g, l, err := layout("have", d.lately.digest(h.digest), h.size)
 	if err != nil {
 		return err
 	}

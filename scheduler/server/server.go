@@ -27,7 +27,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
@@ -177,10 +176,9 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 
 // receive reads until the stream ends, and ends it where the node does.
 func (s *Server) receive(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage], st *stream, d decoder) {
-	// A message without fields keeps what comes as bytes, for decoder.raw.
-	var m emptypb.Empty
+	var f frame
 	for {
-		if err := g.RecvMsg(&m); err != nil {
+		if err := g.RecvMsg(&f); err != nil {
 			st.end(status.New(codes.Canceled, "the node has left"))
 			return
 		}
@@ -189,7 +187,12 @@ func (s *Server) receive(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dam
 		case kept = <-st.free:
 		default:
 		}
-		msg, err := d.raw(m.ProtoReflect().GetUnknown(), kept)
+		if kept == nil {
+			kept = &memory{}
+		}
+		// What is decoded points into the bytes that it came as.
+		kept.bytes, f.bytes = f.bytes, kept.bytes[:0]
+		msg, err := d.raw(kept.bytes, kept)
 		if err != nil {
 			st.end(status.New(codes.InvalidArgument, err.Error()))
 			return
@@ -200,6 +203,7 @@ func (s *Server) receive(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dam
 				st.end(status.New(codes.ResourceExhausted, notTaken))
 				return
 			}
+			st.reuse(kept)
 			continue
 		}
 		if !s.submit(st, envelope{message: msg}) {

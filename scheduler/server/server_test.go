@@ -62,7 +62,7 @@ func newWorldWith(t *testing.T, cfg server.Config) *world {
 		t.Fatal(err)
 	}
 	lis := bufconn.Listen(1 << 20)
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
+	g := grpc.NewServer(grpc.ForceServerCodecV2(server.Codec()), grpc.MaxRecvMsgSize(64<<20))
 	damselflyv1.RegisterSchedulerServer(g, s)
 	ctx, cancel := context.WithCancel(context.Background())
 	ran, served := make(chan error, 1), make(chan error, 1)
