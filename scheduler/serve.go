@@ -178,7 +178,7 @@ func newServer(id *identity.Identity, log *zap.Logger) *grpc.Server {
 
 // gcPercent keeps 5,000 streams in half a gigabyte: most of the heap is connections,
 // which live long.
-const gcPercent = 75
+const gcPercent = 80
 
 // maxMessage holds the links of one blob of 200,000 pieces, which has 3 TiB. Nodes
 // tell many blobs in many messages. It bounds what a stranger can have in memory,
