@@ -236,11 +236,13 @@ func (o opener) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 func (n *node) serve(ctx, inner context.Context, f face) error {
 	srv := n.proxy.Server(f.handler)
 	srv.BaseContext = func(net.Listener) context.Context { return inner }
+	var unused fresh
+	unused.watch(srv)
 	drained := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(inner, n.cfg.Grace)
 		defer cancel()
-		if err := srv.Shutdown(grace); err != nil {
+		if err := unused.shutdown(grace, srv); err != nil {
 			drained <- srv.Close() // the grace is over: clients resume elsewhere
 			return
 		}
