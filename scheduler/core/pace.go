@@ -15,9 +15,10 @@ const paceWindow = 50 * Millisecond
 // maxStretch bounds how many times longer runs get.
 const maxStretch = 64
 
-// count notes a lease.
-func (p *pace) count(now Time) {
+// count notes a lease. It tells whether runs were short until now and are not any more.
+func (p *pace) count(now Time) (stretched bool) {
 	if now >= p.started+paceWindow {
+		was := p.factor
 		switch {
 		case now >= p.started+2*paceWindow:
 			p.factor = 1 // hardly any came
@@ -27,8 +28,27 @@ func (p *pace) count(now Time) {
 			p.factor = max(p.factor/2, 1)
 		}
 		p.started, p.leases = now, 0
+		stretched = was == 1 && p.factor > 1
 	}
 	p.leases++
+	return stretched
+}
+
+// thirstAll has all who wait with nothing to do looked at after a while: while runs
+// are long, what comes within reach is no news to them where its group is torn.
+func (s *State) thirstAll() {
+	for _, b := range s.swarms {
+		if b == nil || b.active == nil {
+			continue
+		}
+		for _, st := range b.seeds.sites { // all of them, in order
+			for m := st.queue.first(); m != nil; m = st.queue.after(m) {
+				if m.rx.leases == 0 {
+					s.thirst(m, s.cfg.NearTime)
+				}
+			}
+		}
+	}
 }
 
 // wholeGroups leaves of the candidates those in aligned groups of so many pieces, a

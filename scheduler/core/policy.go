@@ -101,7 +101,7 @@ func (s *State) serveSite(st *site) bool {
 	for steps := 0; !st.stale && st.cursor != nil && st.anyFresh(); steps++ {
 		m := st.cursor
 		if steps >= nearSteps && st.queue.length > nearSteps {
-			if m = s.lacking(st, m); m == nil {
+			if m = st.lacking(m); m == nil {
 				break
 			}
 		}
@@ -187,7 +187,9 @@ func (s *State) leaseTo(m *member) bool {
 	if l == nil {
 		return false
 	}
-	s.pace.count(s.now)
+	if s.pace.count(s.now) {
+		s.thirstAll()
+	}
 	l.holder = h.n
 	l.atUp = int32(len(h.n.up))
 	h.n.up = append(h.n.up, l)

@@ -80,14 +80,12 @@ func (b bitset) word(w int) uint64 {
 	return 0
 }
 
-// lacking finds who among those that wait in st, not before from, is first served and
-// misses one of the site's fresh pieces; nil when there is nobody. Of very many it
-// looks only at some.
-func (s *State) lacking(st *site, from *member) *member {
+// lacking finds who of those that wait in st, from one on, is served first and misses
+// one of the site's fresh pieces; nil when there is nobody.
+func (st *site) lacking(from *member) *member {
 	b := st.b
-	waiting, all := st.queue.waiting, b.seats.seats
-	least := all[from.seat].rank
-	best, found, start := ^uint64(0), 0, s.rng.IntN(len(waiting))
+	all := b.seats.seats
+	best, least := ^uint64(0), all[from.seat].rank
 	var first *member
 	for w, x := range st.fresh {
 		if x != 0 {
@@ -96,32 +94,20 @@ func (s *State) lacking(st *site, from *member) *member {
 		for ; x != 0; x &= x - 1 {
 			p := w<<6 + bits.TrailingZeros64(x)
 			holders, pending := b.holders[p], b.pending[p]
-			for i := range waiting {
-				at := start + i
-				if at >= len(waiting) {
-					at -= len(waiting)
-				}
-				y := waiting[at]
+			for i, y := range st.queue.waiting {
 				if y != 0 {
-					y &^= holders.word(at) | pending.word(at)
+					y &^= holders.word(i) | pending.word(i)
 				}
 				for ; y != 0; y &= y - 1 {
-					if c := &all[at<<6+bits.TrailingZeros64(y)]; c.rank >= least && c.rank < best && c.rx.wants(p) {
+					if c := &all[i<<6+bits.TrailingZeros64(y)]; c.rank >= least && c.rank < best && c.rx.wants(p) {
 						first, best = c.member, c.rank
 					}
-					found++
-				}
-				if found > manyLacking {
-					break
 				}
 			}
 		}
 	}
 	return first
 }
-
-// manyLacking is after how many the first so far is good enough.
-const manyLacking = 64
 
 // sampleSeats is sample among all of a place that have a free upload slot and hold
 // piece p, from a random seat on.
