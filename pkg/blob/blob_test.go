@@ -166,9 +166,16 @@ func TestChainAddTakesAllOrNone(t *testing.T) {
 	if got := c.Links(0, 10); len(got) != 32 {
 		t.Fatalf("Links stops at the first unknown one: got %d bytes", len(got))
 	}
+	given := c.Links(2, 1)
 	c.Forget()
 	if c.Front() != 1 || c.Link(2) != nil {
 		t.Fatal("Forget kept links")
+	}
+	if err := c.Add(2, b); err != nil || !bytes.Equal(given, a) {
+		t.Fatalf("after Forget and Add, what Links gave before is %x: %v", given[:4], err)
+	}
+	if link0 := c.Links(0, 1); !bytes.Equal(link0, blob.NewChain(d, l).Link(0)) {
+		t.Fatalf("Forget left link 0 as %x", link0[:4])
 	}
 }
 

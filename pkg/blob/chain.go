@@ -176,8 +176,10 @@ func (c *Chain) Proves(i int) bool {
 	return c.known.Has(i) && (i == c.Len()-1 || c.known.Has(i+1))
 }
 
-// Forget drops every link but link 0: the chain led to a wrong digest.
+// Forget drops every link but link 0: the chain led to a wrong digest. What Links has
+// given stays as it is.
 func (c *Chain) Forget() {
+	c.links = append(make([]byte, 0, len(c.links)), c.links...)
 	for i := 1; i < c.Len(); i++ {
 		c.known.Clear(i)
 	}
