@@ -80,3 +80,28 @@ func TestSameEventsSameDecisions(t *testing.T) {
 		}
 	}
 }
+
+// A node that wants again and again what it holds costs one timer.
+func TestWantsOfWhatIsHeldPileUpNoTimers(t *testing.T) {
+	w := newWorld(t, Config{}, 1, worldOptions{})
+	b := w.blob("x", testPiece)
+	var out []Decision
+	out = w.s.Apply(0, &Attend{Node: "n", Address: "n"}, out[:0])
+	out = w.s.Apply(0, &Have{Node: "n", Digest: b.digest, Size: testPiece, Sealed: true}, out[:0])
+	for i := range 1000 {
+		out = w.s.Apply(Time(i)*Millisecond, &Want{Node: "n", Digest: b.digest, Size: testPiece}, out[:0])
+	}
+	if n := len(w.s.timers.heap); n > 2 {
+		t.Errorf("%d timers", n)
+	}
+	idle := w.s.cfg.IdleTime
+	out = w.s.Apply(idle, &Tick{}, out[:0])
+	if w.s.swarmOf(b.digest, testPiece).active == nil {
+		t.Error("given up too early")
+	}
+	w.s.Apply(idle+Second, &Tick{}, out[:0])
+	checkState(t, w.s)
+	if w.s.swarmOf(b.digest, testPiece).active != nil {
+		t.Error("a blob that nobody wants any more keeps its counts")
+	}
+}

@@ -188,7 +188,6 @@ func (s *State) fulfil(m *member) {
 	s.loosen(m)
 	s.touch(m.b)
 	if len(m.b.wanters) == 0 {
-		s.wakeSwarm(m.b, s.now+s.cfg.IdleTime)
 		m.b.idleSince = s.now
 	}
 }

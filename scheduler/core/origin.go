@@ -28,6 +28,7 @@ type sourcing struct {
 	bad        int      // times that the links led to a wrong digest
 	doubts     []string // IDs of those for whom the origin did not match the links
 	idleSince  Time
+	idleWake   Time // when a timer looks whether it is still idle
 }
 
 // refusal counts the readers that an origin turned away.
@@ -333,8 +334,15 @@ func (s *State) rest(b *swarm) {
 		}
 	}
 	s.forgetParked(b)
-	if b.running == 0 && s.now >= b.idleSince+s.cfg.IdleTime {
+	switch {
+	case b.running == 0 && s.now >= b.idleSince+s.cfg.IdleTime:
 		s.deactivate(b)
+	case s.now >= b.idleWake:
+		b.idleWake = b.idleSince + s.cfg.IdleTime
+		if s.now >= b.idleWake { // leases run still
+			b.idleWake = s.now + s.cfg.IdleTime
+		}
+		s.wakeSwarm(b, b.idleWake)
 	}
 }
 

@@ -104,6 +104,7 @@ func (st *stream) reuse(m *memory) {
 		return
 	}
 	m.have = core.Have{} // its links are the message's
+	clear(m.events[:])   // those that stand elsewhere may be large
 	if cap(m.bytes) > frameKept {
 		m.bytes = nil
 	}

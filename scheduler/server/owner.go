@@ -203,9 +203,10 @@ func (s *Server) endSilent(now time.Duration) {
 	slices.Sort(gone) // equal events in equal order, whatever the map says
 	for _, node := range gone {
 		st := s.streams[node].stream
+		// Before the state hears of it: should it panic at that, this stream is already none of those that end then.
+		st.end(status.New(codes.DeadlineExceeded, "the scheduler has not heard from this node; attend again"))
 		s.leave(st, "it was silent")
 		s.assign()
-		st.end(status.New(codes.DeadlineExceeded, "the scheduler has not heard from this node; attend again"))
 	}
 }
 

@@ -235,6 +235,45 @@ func TestCoreThatPanicsBeginsAnew(t *testing.T) {
 	})
 }
 
+// leavePanics panics at every Leave.
+type leavePanics struct{ mind }
+
+func (m leavePanics) Apply(now core.Time, e core.Event, out []core.Decision) []core.Decision {
+	if _, ok := e.(*core.Leave); ok {
+		panic("nobody may leave")
+	}
+	return m.mind.Apply(now, e, out)
+}
+
+// A silent node is sent to attend anew although the core panics at its leaving: else
+// it would be served by nobody and know nothing of it.
+func TestSilentNodeIsEndedWhereTheCorePanicsAtThat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 0)
+		b.state = leavePanics{b.state}
+		silent := b.attend("silent")
+		synctest.Wait()
+		time.Sleep(silentIdle + time.Second)
+		synctest.Wait()
+		if st := status.Convert(silent.why()); st.Code() != codes.DeadlineExceeded {
+			t.Errorf("the stream of the silent node ended with %v", silent.why())
+		}
+		_ = b.end()
+	})
+}
+
+// An idle stream keeps nothing of what its last messages said.
+func TestReuseKeepsNoEvents(t *testing.T) {
+	s := newStream("n", &senders{}, nil)
+	m := &memory{bytes: make([]byte, 2*frameKept)}
+	m.have.Links = m.bytes
+	m.events[0], m.events[1] = &m.have, &core.Have{Links: make([]byte, 1<<20)}
+	s.reuse(m)
+	if kept := <-s.free; kept.bytes != nil || kept.have.Links != nil || kept.events != [len(kept.events)]core.Event{} {
+		t.Error("it keeps some")
+	}
+}
+
 func TestCoreThatPanicsAgainAndAgainIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 0)
