@@ -286,7 +286,7 @@ func checkWaiting(t failing, s *State, b *swarm) {
 		}
 		// Who avoids somebody, or waits for what is about to come near, is woken by a
 		// timer or by the end of its own lease.
-		if !ready || !rx.queued || rx.picky || (len(m.site.levels) > 1 || s.pace.factor > 1 || b.scarce) && (rx.leases > 0 || rx.thirst > s.now) {
+		if !ready || !rx.queued || rx.picky || rx.thirst > s.now || (len(m.site.levels) > 1 || s.pace.factor > 1 || b.scarce) && rx.leases > 0 {
 			continue
 		}
 		for _, h := range b.members {

@@ -15,8 +15,9 @@ const paceWindow = 50 * Millisecond
 // maxStretch bounds how many times longer runs get.
 const maxStretch = 64
 
-// count notes a lease. It tells whether runs were short until now and are not any more.
-func (p *pace) count(now Time) (stretched bool) {
+// count notes a lease. It tells whether runs were short until now and are not any
+// more, or the other way round.
+func (p *pace) count(now Time) (turned bool) {
 	if now >= p.started+paceWindow {
 		was := p.factor
 		switch {
@@ -28,22 +29,26 @@ func (p *pace) count(now Time) (stretched bool) {
 			p.factor = max(p.factor/2, 1)
 		}
 		p.started, p.leases = now, 0
-		stretched = was == 1 && p.factor > 1
+		turned = (was == 1) != (p.factor == 1)
 	}
 	p.leases++
-	return stretched
+	return turned
 }
 
-// thirstAll has all who wait with nothing to do looked at after a while: while runs
-// are long, what comes within reach is no news to them where its group is torn.
-func (s *State) thirstAll() {
+// turn looks at all who wait when runs begin or cease to be long. While they are, what
+// comes within reach is no news where its group is torn: so who has nothing to do is
+// looked at after a while, and everybody when it is over.
+func (s *State) turn() {
 	for _, b := range s.swarms {
 		if b == nil || b.active == nil {
 			continue
 		}
 		for _, st := range b.seeds.sites { // all of them, in order
 			for m := st.queue.first(); m != nil; m = st.queue.after(m) {
-				if m.rx.leases == 0 {
+				switch {
+				case s.pace.factor == 1:
+					s.again(m)
+				case m.rx.leases == 0:
 					s.thirst(m, s.cfg.NearTime)
 				}
 			}

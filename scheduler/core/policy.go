@@ -188,7 +188,7 @@ func (s *State) leaseTo(m *member) bool {
 		return false
 	}
 	if s.pace.count(s.now) {
-		s.thirstAll()
+		s.turn()
 	}
 	l.holder = h.n
 	l.atUp = int32(len(h.n.up))
