@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
@@ -27,6 +28,11 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 			m.tellBlob(t.blob, true)
 		}
 		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
+	}
+	if l.Deadline > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, l.Deadline+overdue, errOverdue)
+		defer cancel()
 	}
 	missing := t.blob.Missing(l.Run)
 	p := newPace(l, missing, func() { m.scheduler.Tell(control.Ending{Lease: l.ID}) })
@@ -58,6 +64,12 @@ func bytesOf(l blob.Layout, runs []blob.Run) (n int64) {
 	}
 	return n
 }
+
+// overdue is how long after its deadline a lease from a holder is given up here. A
+// scheduler that lives takes it back at the deadline.
+const overdue = 5 * time.Second
+
+var errOverdue = errors.New("the holder is long past the lease's deadline")
 
 // originRead is a lease that reads a run from the origin, or waits for its turn.
 type originRead struct {

@@ -127,6 +127,28 @@ func TestEndingIsToldOneRoundTripAhead(t *testing.T) {
 	}
 }
 
+// A holder that hangs is given up although the scheduler that leased from it is gone.
+func TestHangingHolderIsGivenUpWithoutTheScheduler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, task.Config{}, 0)
+		w.sched.joined = true
+		w.swarm.hang = true
+		h := w.open(w.request())
+		defer func() { _ = h.Close() }()
+		l := w.lease(1, blob.Run{Count: pieces})
+		l.Holder, l.Links, l.Deadline = &control.Holder{ID: "b"}, w.chain(), 2*time.Second
+		w.Handle(l)
+		pass(3 * time.Second)
+		if got := told[control.Failed](w.sched); len(got) != 0 {
+			t.Fatalf("given up with %v before the scheduler could take it back", got)
+		}
+		pass(5 * time.Second)
+		if got := told[control.Failed](w.sched); len(got) != 1 || got[0].Reason != damselflyv1.Failed_REASON_UNREACHABLE {
+			t.Errorf("the lease ended with %v", got)
+		}
+	})
+}
+
 func TestOverloadedSchedulerIsAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, task.Config{}, 0)

@@ -131,11 +131,16 @@ type swarm struct {
 	flip bool
 	err  error
 	each time.Duration // that 64 KiB take
+	hang bool          // sends nothing
 }
 
-func (s *swarm) Read(_ context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
+func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
 	if s.err != nil {
 		return s.err
+	}
+	if s.hang {
+		<-ctx.Done()
+		return context.Cause(ctx)
 	}
 	for i := run.First; i < run.End(); i++ {
 		p := bytes.Clone(piece(l, s.data[d], i))
