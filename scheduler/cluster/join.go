@@ -36,21 +36,21 @@ type joiner interface {
 
 // seek looks for schedulers that are not in the set, until ctx ends.
 func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
-	var complained time.Time
+	var complained, sought time.Time
 	for {
-		err := c.seekOnce(ctx, list)
-		if ctx.Err() != nil {
-			return nil
+		// Looked at each seekSoon: a wait begun before one was lost would last too long.
+		if c.size() == 1 || c.hasJustLost() || time.Since(sought) >= seekEvery-seekSoon {
+			sought = time.Now()
+			err := c.seekOnce(ctx, list)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if c.size() == 1 && err != nil && time.Since(complained) > complainEvery {
+				complained = time.Now()
+				c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", zap.Strings("join", c.cfg.Join), zap.Error(err))
+			}
 		}
-		if c.size() == 1 && err != nil && time.Since(complained) > complainEvery {
-			complained = time.Now()
-			c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", zap.Strings("join", c.cfg.Join), zap.Error(err))
-		}
-		wait := seekEvery
-		if c.size() == 1 || c.hasJustLost() {
-			wait = seekSoon
-		}
-		timer := time.NewTimer(time.Duration((0.5 + rand.Float64()/2) * float64(wait)))
+		timer := time.NewTimer(time.Duration((0.5 + rand.Float64()/2) * float64(seekSoon)))
 		select {
 		case <-ctx.Done():
 			timer.Stop()

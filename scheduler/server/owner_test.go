@@ -52,13 +52,19 @@ type bench struct {
 
 func newBench(t *testing.T, takes time.Duration) *bench {
 	t.Helper()
+	return newBenchOf(t, takes, func(m mind) mind { return m })
+}
+
+// newBenchOf has a state that wrap made of a core.
+func newBenchOf(t *testing.T, takes time.Duration, wrap func(mind) mind) *bench {
+	t.Helper()
 	logger, logs := observer.New(zap.InfoLevel)
 	b := &bench{t: t, logs: logs, ran: make(chan error, 1)}
 	var err error
 	if b.Server, err = New(Config{Caller: nobody, Seed: 1, Trace: &b.trace}, zap.New(logger), nil); err != nil {
 		t.Fatal(err)
 	}
-	b.newState = func(seed uint64) mind { return slowMind{core.New(core.Config{}, seed), takes, &b.wants} }
+	b.newState = func(seed uint64) mind { return wrap(slowMind{core.New(core.Config{}, seed), takes, &b.wants}) }
 	b.state = b.newState(1)
 	ctx, cancel := context.WithCancel(t.Context())
 	b.stop = cancel
@@ -249,8 +255,7 @@ func (m leavePanics) Apply(now core.Time, e core.Event, out []core.Decision) []c
 // it would be served by nobody and know nothing of it.
 func TestSilentNodeIsEndedWhereTheCorePanicsAtThat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, 0)
-		b.state = leavePanics{b.state}
+		b := newBenchOf(t, 0, func(m mind) mind { return leavePanics{m} })
 		silent := b.attend("silent")
 		synctest.Wait()
 		time.Sleep(silentIdle + time.Second)
