@@ -70,12 +70,16 @@ type Joined struct{ Concerns func(blob.Digest) bool }
 // whether Set.Joined still tells them to.
 type Lost struct{ Concerns func(blob.Digest) bool }
 
-// schedulers says who the schedulers are; nobody: this one alone. It does not leave
-// this package.
-type schedulers struct{ members []Holder }
+// schedulers says who the schedulers are; nobody: this one alone; and the seeds. It
+// does not leave this package.
+type schedulers struct{ members, seeds []Holder }
 
-// maxSchedulers bounds the set that a node follows: a stream to each.
-const maxSchedulers = 64
+// maxSchedulers bounds the set that a node follows: a stream to each. maxSeeds bounds
+// those that it is told of.
+const (
+	maxSchedulers = 64
+	maxSeeds      = 16
+)
 
 // decode turns a wire decision into Decisions; into none for what this node does
 // not know.
@@ -113,20 +117,33 @@ func decode(d *damselflyv1.Decision) ([]Decision, error) {
 const maxRetryMs = 3600_000
 
 func decodeSchedulers(m *damselflyv1.Schedulers) ([]Decision, error) {
-	if n := len(m.GetMembers()); n > maxSchedulers {
-		return nil, fmt.Errorf("%d schedulers, at most %d are followed", n, maxSchedulers)
+	members, err := decodeHolders("schedulers", m.GetMembers(), maxSchedulers)
+	if err != nil {
+		return nil, err
 	}
-	out := schedulers{}
-	for _, one := range m.GetMembers() {
+	seeds, err := decodeHolders("seeds", m.GetSeeds(), maxSeeds)
+	if err != nil {
+		return nil, err
+	}
+	return []Decision{schedulers{members, seeds}}, nil
+}
+
+// decodeHolders checks a list of at most so many as most says; each is taken once.
+func decodeHolders(what string, wire []*damselflyv1.Holder, most int) ([]Holder, error) {
+	if len(wire) > most {
+		return nil, fmt.Errorf("%d %s, at most %d are followed", len(wire), what, most)
+	}
+	var out []Holder
+	for _, one := range wire {
 		host, port, err := net.SplitHostPort(one.GetAddress())
 		if err != nil || host == "" || port == "" || one.GetNode() == "" {
-			return nil, fmt.Errorf("scheduler %q at %q: a peer ID and host:port must be named", one.GetNode(), one.GetAddress())
+			return nil, fmt.Errorf("%s: %q at %q: a peer ID and host:port must be named", what, one.GetNode(), one.GetAddress())
 		}
-		if !slices.ContainsFunc(out.members, func(h Holder) bool { return h.ID == one.GetNode() }) {
-			out.members = append(out.members, *holder(one))
+		if !slices.ContainsFunc(out, func(h Holder) bool { return h.ID == one.GetNode() }) {
+			out = append(out, *holder(one))
 		}
 	}
-	return []Decision{out}, nil
+	return out, nil
 }
 
 func named(digest string, decision func(blob.Digest) Decision) ([]Decision, error) {

@@ -66,6 +66,7 @@ type Set struct {
 	mu      sync.Mutex
 	members map[string]*member // by peer ID: whom this node attends, or tries to
 	known   []Holder           // the last set that was told
+	seeds   []Holder           // that a scheduler told of last
 	live    []string           // over whom blobs are spread now
 	before  []string           // over whom they were until moved
 	moved   time.Time
@@ -117,6 +118,13 @@ func (s *Set) Addresses() []string {
 		out = append(out, h.Address)
 	}
 	return out
+}
+
+// Seeds are those that a scheduler told of last. The slice is not to be changed.
+func (s *Set) Seeds() []Holder {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seeds
 }
 
 // Joined tells whether there is a scheduler for a blob: one that attends and
@@ -248,7 +256,7 @@ func (s *Set) handle(m *member, d Decision) {
 	switch d := d.(type) {
 	case schedulers:
 		s.mu.Lock()
-		m.spoken, m.word = true, d.members
+		m.spoken, m.word, s.seeds = true, d.members, d.seeds
 		s.mu.Unlock()
 		poke(s.changed)
 	case Lease:

@@ -37,6 +37,7 @@ type link struct {
 }
 
 type joined struct {
+	self    peer.Holder
 	control *control.Set
 	peers   *peer.Client
 }
@@ -54,6 +55,18 @@ func (l *link) Tell(e control.Event) {
 func (l *link) Joined(d blob.Digest) bool {
 	j := l.joined.Load()
 	return j != nil && j.control.Joined(d)
+}
+
+// Known implements task.Scheduler.
+func (l *link) Known() (self peer.Holder, seeds []peer.Holder) {
+	j := l.joined.Load()
+	if j == nil {
+		return peer.Holder{}, nil
+	}
+	for _, h := range j.control.Seeds() {
+		seeds = append(seeds, peer.Holder(h))
+	}
+	return j.self, seeds
 }
 
 // answering tells whether any scheduler answers this node.
@@ -77,6 +90,24 @@ func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout bl
 		return errNotJoined
 	}
 	return j.peers.Read(ctx, h, d, layout, run, put, progress)
+}
+
+// ReadSome implements task.Peers.
+func (l *link) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, lacking *blob.Bitmap, most int, put peer.Put) error {
+	j := l.joined.Load()
+	if j == nil {
+		return errNotJoined
+	}
+	return j.peers.ReadSome(ctx, h, d, layout, lacking, most, put)
+}
+
+// Holdings implements task.Peers.
+func (l *link) Holdings(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, firstLink int, address string) (peer.Holdings, error) {
+	j := l.joined.Load()
+	if j == nil {
+		return peer.Holdings{}, errNotJoined
+	}
+	return j.peers.Holdings(ctx, h, d, layout, firstLink, address)
 }
 
 // Credential implements task.Peers.
@@ -122,7 +153,7 @@ func (m *member) run(ctx context.Context) error {
 	}
 	set := control.New(control.Config{Schedulers: m.cfg.Scheduler, Attend: attend, Waiting: m.tasks.Waiting},
 		connector{id}, m.log.Named("control"))
-	m.link.joined.Store(&joined{control: set, peers: peers})
+	m.link.joined.Store(&joined{self: peer.Holder{ID: id.ID(), Address: address}, control: set, peers: peers})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return id.Run(ctx) })

@@ -89,6 +89,50 @@ type Put func(from identity.Role, i int, piece []byte) error
 // as it comes, also here and before put: its length in bytes. Read returns put's
 // error or one of this package's.
 func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put Put, progress func(n int)) error {
+	req := &damselflyv1.ReadRequest{Digest: d.String(), Size: uint64(l.Size()), Run: wireRun(run)}
+	return c.read(ctx, h, req, func(r *reading) error {
+		r.progress = progress
+		for i := run.First; i < run.End(); i++ {
+			err := r.piece(l, func(p int) bool { return p == i }, put)
+			if errors.Is(err, io.EOF) {
+				return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, h.ID, i)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ReadSome asks holder for at most so many of the lacking pieces as most says, which
+// it chooses, and gives each to put as Read does. No piece at all is ErrMissing.
+func (c *Client) ReadSome(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, put Put) error {
+	req := &damselflyv1.ReadRequest{Digest: d.String(), Size: uint64(l.Size()), Most: uint32(most)}
+	for _, run := range lacking.Runs() {
+		req.Lacking = append(req.Lacking, wireRun(run))
+	}
+	open := lacking.Clone()
+	return c.read(ctx, h, req, func(r *reading) error {
+		for range most {
+			err := r.piece(l, open.Clear, put)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func wireRun(r blob.Run) *damselflyv1.Run {
+	return &damselflyv1.Run{First: uint32(r.First), Count: uint32(r.Count)}
+}
+
+// read opens a Read stream for take.
+func (c *Client) read(ctx context.Context, h Holder, req *damselflyv1.ReadRequest, take func(*reading) error) error {
 	cn, err := c.acquire(h)
 	if err != nil {
 		return err
@@ -96,53 +140,105 @@ func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layou
 	defer c.release(cn)
 	ctx, cancel := context.WithCancel(ctx) // a stream that is left early is torn down
 	defer cancel()
-
-	stream, err := damselflyv1.NewPeerClient(cn.cc).Read(ctx, &damselflyv1.ReadRequest{
-		Digest: d.String(), Size: uint64(l.Size()), Run: &damselflyv1.Run{First: uint32(run.First), Count: uint32(run.Count)},
-	})
+	stream, err := damselflyv1.NewPeerClient(cn.cc).Read(ctx, req)
 	if err != nil {
 		return readError(ctx, h, err)
 	}
-	for i := run.First; i < run.End(); i++ {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err := c.readPiece(ctx, stream, h, l, i, put, progress); err != nil {
-			return err
-		}
-	}
-	return nil
+	return take(&reading{c: c, ctx: ctx, h: h, stream: stream})
 }
 
-// readPiece receives the chunks of piece i and hands it on.
-func (c *Client) readPiece(ctx context.Context, stream grpc.ClientStream, h Holder, l blob.Layout, i int, put Put, progress func(n int)) error {
-	length := int(l.Length(i))
-	buf := c.buffer(int(l.PieceLength()))
-	defer c.pool.Put(buf)
-	piece := (*buf)[:length]
-	got := 0
+// reading is one Read stream.
+type reading struct {
+	c        *Client
+	ctx      context.Context // the stream's
+	h        Holder
+	stream   grpc.ClientStream
+	progress func(n int)
+}
+
+// piece receives the chunks of the next piece, which may says is one of those asked
+// for, and hands it on. Where the stream ends before it begins, it returns io.EOF.
+func (r *reading) piece(l blob.Layout, may func(i int) bool, put Put) error {
+	if r.ctx.Err() != nil {
+		return context.Cause(r.ctx)
+	}
+	buf := r.c.buffer(int(l.PieceLength()))
+	defer r.c.pool.Put(buf)
+	i, got, length := -1, 0, 1
 	in := &incoming{place: func(p, off uint32, n int) ([]byte, error) {
+		if i < 0 && off == 0 && int64(p) < int64(l.Pieces()) && may(int(p)) {
+			i, length = int(p), int(l.Length(int(p)))
+		}
 		if int64(p) != int64(i) || int64(off) != int64(got) || n > length-got {
 			return nil, fmt.Errorf("%w: chunk %d+%d of piece %d, want piece %d from %d", errChunk, off, n, p, i, got)
 		}
-		dst := piece[got : got+n]
+		dst := (*buf)[got : got+n]
 		got += n
 		return dst, nil
 	}}
 	for got < length {
 		before := got
-		if err := stream.RecvMsg(in); err != nil {
-			if errors.Is(err, io.EOF) {
-				return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, h.ID, i)
+		if err := r.stream.RecvMsg(in); err != nil {
+			switch {
+			case !errors.Is(err, io.EOF):
+				return readError(r.ctx, r.h, err)
+			case got == 0:
+				return io.EOF
 			}
-			return readError(ctx, h, err)
+			return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, r.h.ID, i)
 		}
-		if progress != nil {
-			progress(got - before)
+		if r.progress != nil {
+			r.progress(got - before)
 		}
 	}
-	remote, _ := identity.PeerFromContext(stream.Context()) // verified by the handshake
-	return put(remote.Role, i, piece)
+	remote, _ := identity.PeerFromContext(r.stream.Context()) // verified by the handshake
+	return put(remote.Role, i, (*buf)[:length])
+}
+
+// Holdings is what a node has of a blob.
+type Holdings struct {
+	Company
+	Have      *blob.Bitmap
+	Sealed    bool
+	FirstLink int
+	Links     []byte
+}
+
+// Holdings asks a node what it holds of d, its links from firstLink on, and who else
+// is after it. address, unless empty, is where that node and those whom it tells of
+// this one reach its Peer service.
+func (c *Client) Holdings(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, firstLink int, address string) (Holdings, error) {
+	cn, err := c.acquire(h)
+	if err != nil {
+		return Holdings{}, err
+	}
+	defer c.release(cn)
+	res, err := damselflyv1.NewPeerClient(cn.cc).Holdings(ctx, &damselflyv1.HoldingsRequest{
+		Digest: d.String(), Size: uint64(l.Size()), FirstLink: uint32(firstLink), Address: address,
+	})
+	if err != nil {
+		return Holdings{}, readError(ctx, h, err)
+	}
+	out := Holdings{
+		Company: Company{Reading: res.GetReading(), Wanting: res.GetWanting()}, Have: blob.NewBitmap(l.Pieces()),
+		Sealed: res.GetSealed(), FirstLink: int(res.GetFirstLink()), Links: res.GetLinks(),
+	}
+	for _, r := range res.GetRuns() {
+		if err := l.Check(runOf(r)); err != nil {
+			return Holdings{}, fmt.Errorf("%w: %s: %w", ErrMalformed, h.ID, err)
+		}
+		out.Have.SetRun(runOf(r))
+	}
+	if len(res.GetOthers()) > maxOthers {
+		return Holdings{}, fmt.Errorf("%w: %s names %d others", ErrMalformed, h.ID, len(res.GetOthers()))
+	}
+	for _, o := range res.GetOthers() {
+		if o.GetNode() == "" || checkAddress(o.GetAddress()) != nil {
+			return Holdings{}, fmt.Errorf("%w: %s names a node %.80q at %.300q", ErrMalformed, h.ID, o.GetNode(), o.GetAddress())
+		}
+		out.Others = append(out.Others, Holder{ID: o.GetNode(), Address: o.GetAddress()})
+	}
+	return out, nil
 }
 
 func (c *Client) buffer(n int) *[]byte {

@@ -7,6 +7,9 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,20 +30,36 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type credentialsOf map[blob.Digest]http.Header
+// tasks is what the clients of a holder are after.
+type tasks struct {
+	credentials map[blob.Digest]http.Header
+	company     peer.Company
 
-func (c credentialsOf) Credential(d blob.Digest, o *damselflyv1.Origin) (http.Header, bool) {
+	mu  sync.Mutex
+	met []peer.Holder
+}
+
+func (t *tasks) Credential(d blob.Digest, o *damselflyv1.Origin) (http.Header, bool) {
 	if o.GetRegistry() != "r.example.com" {
 		return nil, false
 	}
-	h, ok := c[d]
+	h, ok := t.credentials[d]
 	return h, ok
 }
+
+func (t *tasks) Meet(_ blob.Digest, h peer.Holder) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.met = append(t.met, h)
+}
+
+func (t *tasks) Company(blob.Digest) peer.Company { return t.company }
 
 // holder serves a store over real TLS on loopback.
 type holder struct {
 	peer.Holder
 	server  *peer.Server
+	tasks   *tasks
 	store   *store.Store
 	cluster *identitytest.TestCluster
 	data    []byte
@@ -58,18 +77,29 @@ func newHolder(t testing.TB, reads int) *holder {
 	if h.store, err = store.Open(store.Config{Dir: t.TempDir()}, zap.NewNop()); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := h.store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	h.tasks = &tasks{credentials: map[blob.Digest]http.Header{h.digest: {"Authorization": {"Bearer secret"}}}}
+	h.server = peer.NewServer(h.store, h.tasks, reads, nil)
+	h.Holder = serve(t, h, h.server)
+	return h
+}
+
+// serve serves a Peer service as a node of h's cluster, until the test ends.
+func serve(t testing.TB, h *holder, service damselflyv1.PeerServer) peer.Holder {
+	t.Helper()
 	id := h.cluster.Identity(t, identity.RoleNode)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Holder = peer.Holder{ID: id.ID(), Address: lis.Addr().String()}
 	table := identity.MethodRoles()
 	srv := grpc.NewServer(append(peer.ServerOptions(), grpc.Creds(id.ServerCredentials()),
 		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)), grpc.StreamInterceptor(identity.StreamInterceptor(table)))...)
-	creds := credentialsOf{h.digest: {"Authorization": {"Bearer secret"}}}
-	h.server = peer.NewServer(h.store, creds, reads, nil)
-	damselflyv1.RegisterPeerServer(srv, h.server)
+	damselflyv1.RegisterPeerServer(srv, service)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(lis) }()
 	t.Cleanup(func() {
@@ -77,11 +107,8 @@ func newHolder(t testing.TB, reads int) *holder {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if err := h.store.Close(); err != nil {
-			t.Error(err)
-		}
 	})
-	return h
+	return peer.Holder{ID: id.ID(), Address: lis.Addr().String()}
 }
 
 // keep puts pieces 0 to n-1 of the blob into the holder's store.
@@ -105,13 +132,21 @@ func (h *holder) piece(i int) []byte {
 
 func (h *holder) client(t testing.TB, role identity.Role) *peer.Client {
 	t.Helper()
-	c := peer.NewClient(h.cluster.Identity(t, role))
+	c, _ := h.clientAs(t, role)
+	return c
+}
+
+// clientAs is a client and its peer ID.
+func (h *holder) clientAs(t testing.TB, role identity.Role) (*peer.Client, string) {
+	t.Helper()
+	id := h.cluster.Identity(t, role)
+	c := peer.NewClient(id)
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return c
+	return c, id.ID()
 }
 
 func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, identity.Role, error) {
@@ -321,6 +356,9 @@ func TestMalformedRequests(t *testing.T) {
 		"path":        {Digest: "sha256:../../etc/passwd", Size: size, Run: &damselflyv1.Run{Count: 1}},
 		"no run":      {Digest: h.digest.String(), Size: size},
 		"beyond":      {Digest: h.digest.String(), Size: size, Run: &damselflyv1.Run{First: 7, Count: 1}},
+		"both":        {Digest: h.digest.String(), Size: size, Run: &damselflyv1.Run{Count: 1}, Lacking: []*damselflyv1.Run{{Count: 1}}},
+		"lacking":     {Digest: h.digest.String(), Size: size, Lacking: []*damselflyv1.Run{{Count: 1}, {First: 5, Count: 3}}},
+		"many":        {Digest: h.digest.String(), Size: size, Lacking: slices.Repeat([]*damselflyv1.Run{{Count: 1}}, 8)},
 		"overflowing": {Digest: h.digest.String(), Size: size, Run: &damselflyv1.Run{First: 1<<32 - 1, Count: 1<<32 - 1}},
 	} {
 		stream, err := client.Read(t.Context(), req)
@@ -329,6 +367,12 @@ func TestMalformedRequests(t *testing.T) {
 		}
 		if status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, address := range []string{"nowhere", ":1", "h:", strings.Repeat("h", 300) + ":1"} {
+		_, err := client.Holdings(t.Context(), &damselflyv1.HoldingsRequest{Digest: h.digest.String(), Size: size, Address: address})
+		if status.Code(err) != codes.InvalidArgument {
+			t.Errorf("address %q: %v", address, err)
 		}
 	}
 	held, err := client.Holdings(t.Context(), &damselflyv1.HoldingsRequest{Digest: h.digest.String(), Size: size})

@@ -7,7 +7,11 @@ package peer
 import (
 	"context"
 	"errors"
+	"fmt"
+	"iter"
+	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
@@ -51,19 +56,32 @@ type Blobs interface {
 	Get(blob.Digest) (*store.Blob, bool)
 }
 
-// Credentials gives the headers with which a client of this node asked for a blob
-// at an origin; false when no client waits for it there.
-type Credentials interface {
+// Tasks knows what this node's clients are after.
+type Tasks interface {
+	// Credential gives the headers with which a client of this node asked for a blob
+	// at an origin; false when no client waits for it there.
 	Credential(blob.Digest, *damselflyv1.Origin) (http.Header, bool)
+	// Meet hears that another node wants a blob.
+	Meet(blob.Digest, Holder)
+	// Company is how this node stands to a blob, and who else is after it.
+	Company(blob.Digest) Company
+}
+
+// Company is how a node stands to a blob: it reads the origin, a client of it waits;
+// and other nodes that want the blob or have served it, the latest first.
+type Company struct {
+	Reading, Wanting bool
+	Others           []Holder
 }
 
 // Server answers other nodes. It is safe for concurrent use.
 type Server struct {
 	damselflyv1.UnimplementedPeerServer
 	blobs Blobs
-	creds Credentials
+	tasks Tasks
 	slots chan struct{}
 	pool  mem.BufferPool
+	sends sends
 
 	patience time.Duration
 	onRead   func(blob.Digest) (done func())
@@ -75,9 +93,9 @@ type Server struct {
 // NewServer returns a server that serves at most reads Read calls at a time;
 // further ones are answered RESOURCE_EXHAUSTED at once. The scheduler hands out
 // fewer, so that the limit only cuts overlaps and abuse. reg may be nil.
-func NewServer(blobs Blobs, creds Credentials, reads int, reg prometheus.Registerer) *Server {
+func NewServer(blobs Blobs, tasks Tasks, reads int, reg prometheus.Registerer) *Server {
 	s := &Server{
-		blobs: blobs, creds: creds, slots: make(chan struct{}, max(reads, 1)), patience: readPatience,
+		blobs: blobs, tasks: tasks, slots: make(chan struct{}, max(reads, 1)), patience: readPatience,
 		pool:   mem.NewTieredBufferPool(leastChunk, chunkLength),
 		onRead: func(blob.Digest) func() { return func() {} },
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
@@ -115,7 +133,7 @@ func ServerOptions() []grpc.ServerOption {
 
 // Read implements damselfly.v1.Peer.
 func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingServer[damselflyv1.Chunk]) error {
-	b, run, err := s.find(req)
+	b, err := s.find(req)
 	if err != nil {
 		return err
 	}
@@ -126,6 +144,7 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 		s.busy.Inc()
 		return status.Error(codes.ResourceExhausted, "every upload slot of this node is taken")
 	}
+	pieces := s.pieces(b, req)
 	done := s.onRead(b.Digest())
 	// A message that nobody takes is waited for until the stream ends, which it
 	// does when this returns: so sending is not done here.
@@ -137,7 +156,7 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 			done()
 			b.Release()
 		}()
-		sent <- s.send(stream, b, run, &taken)
+		sent <- s.send(stream, b, pieces, &taken)
 	}()
 	return s.watch(sent, &taken)
 }
@@ -160,42 +179,82 @@ func (s *Server) watch(sent <-chan error, taken *atomic.Int64) error {
 	}
 }
 
-func (s *Server) send(stream grpc.ServerStream, b *store.Blob, run blob.Run, taken *atomic.Int64) error {
-	for i := run.First; i < run.End(); i++ {
+// send sends pieces in their order; none is an answer, too.
+func (s *Server) send(stream grpc.ServerStream, b *store.Blob, pieces iter.Seq[int], taken *atomic.Int64) error {
+	none := true
+	for i := range pieces {
+		none = false
 		if err := s.sendPiece(stream, b, i); err != nil {
 			return err
 		}
 		taken.Add(b.Layout().Length(i))
 	}
+	if none {
+		return status.Error(codes.NotFound, "none of these pieces is here")
+	}
 	return nil
 }
 
-func (s *Server) find(req *damselflyv1.ReadRequest) (*store.Blob, blob.Run, error) {
+func (s *Server) find(req *damselflyv1.ReadRequest) (*store.Blob, error) {
 	d, err := blob.ParseDigest(req.GetDigest())
 	if err != nil {
-		return nil, blob.Run{}, status.Error(codes.InvalidArgument, err.Error())
+		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	b, ok := s.blobs.Get(d)
 	if !ok {
-		return nil, blob.Run{}, status.Error(codes.NotFound, "this node does not hold the blob")
+		return nil, status.Error(codes.NotFound, "this node does not hold the blob")
 	}
-	run, err := s.check(b, req)
-	if err != nil {
+	if err := check(b.Layout(), req); err != nil {
 		b.Release()
-		return nil, blob.Run{}, err
+		return nil, err
 	}
-	return b, run, nil
+	return b, nil
 }
 
-func (*Server) check(b *store.Blob, req *damselflyv1.ReadRequest) (blob.Run, error) {
-	run := blob.Run{First: int(req.GetRun().GetFirst()), Count: int(req.GetRun().GetCount())}
-	if err := b.Layout().Check(run); err != nil {
-		return blob.Run{}, status.Error(codes.InvalidArgument, err.Error())
+func check(l blob.Layout, req *damselflyv1.ReadRequest) error {
+	if req.GetSize() != uint64(l.Size()) {
+		return status.Errorf(codes.FailedPrecondition, "the blob has %d bytes here, %d were asked for", l.Size(), req.GetSize())
 	}
-	if req.GetSize() != uint64(b.Size()) {
-		return blob.Run{}, status.Errorf(codes.FailedPrecondition, "the blob has %d bytes here, %d were asked for", b.Size(), req.GetSize())
+	runs := req.GetLacking()
+	if req.GetRun() != nil {
+		if len(runs) > 0 {
+			return status.Error(codes.InvalidArgument, "both a run and lacking pieces are named")
+		}
+		runs = append(runs, req.GetRun())
 	}
-	return run, nil
+	if len(runs) == 0 || len(runs) > l.Pieces() {
+		return status.Errorf(codes.InvalidArgument, "%d runs of a blob of %d pieces", len(runs), l.Pieces())
+	}
+	for _, r := range runs {
+		if err := l.Check(runOf(r)); err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
+	return nil
+}
+
+func runOf(r *damselflyv1.Run) blob.Run {
+	return blob.Run{First: int(r.GetFirst()), Count: int(r.GetCount())}
+}
+
+// pieces are those that a request is answered with: its run, or what it lacks and is
+// here and was sent least.
+func (s *Server) pieces(b *store.Blob, req *damselflyv1.ReadRequest) iter.Seq[int] {
+	if req.GetRun() != nil {
+		run := runOf(req.GetRun())
+		s.sends.add(b.Digest(), b.Layout().Pieces(), run)
+		return func(yield func(int) bool) {
+			for i := run.First; i < run.End() && yield(i); i++ {
+			}
+		}
+	}
+	have, asked := b.Have(), blob.NewBitmap(b.Layout().Pieces())
+	for _, r := range req.GetLacking() {
+		for i := have.NextSet(int(r.GetFirst())); i < runOf(r).End(); i = have.NextSet(i + 1) {
+			asked.Set(i)
+		}
+	}
+	return slices.Values(s.sends.least(b.Digest(), asked, int(max(req.GetMost(), 1))))
 }
 
 func (s *Server) sendPiece(stream grpc.ServerStream, b *store.Blob, i int) error {
@@ -220,26 +279,65 @@ func (s *Server) sendPiece(stream grpc.ServerStream, b *store.Blob, i int) error
 	return nil
 }
 
+// Bounds of one answer to Holdings: links go on at first_link, runs are of no use
+// beyond what one asks for next.
+const (
+	maxHoldingsLinks = 128 << 10
+	maxHoldingsRuns  = 4096
+)
+
 // Holdings implements damselfly.v1.Peer.
-func (s *Server) Holdings(_ context.Context, req *damselflyv1.HoldingsRequest) (*damselflyv1.HoldingsResponse, error) {
+func (s *Server) Holdings(ctx context.Context, req *damselflyv1.HoldingsRequest) (*damselflyv1.HoldingsResponse, error) {
 	d, err := blob.ParseDigest(req.GetDigest())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	asker, _ := identity.PeerFromContext(ctx)
+	company := s.tasks.Company(d)
+	res := &damselflyv1.HoldingsResponse{Reading: company.Reading, Wanting: company.Wanting}
+	for _, o := range company.Others {
+		if o.ID != asker.ID && len(res.Others) < maxOthers {
+			res.Others = append(res.Others, &damselflyv1.Holder{Node: o.ID, Address: o.Address})
+		}
+	}
+	if a := req.GetAddress(); a != "" && asker.ID != "" {
+		if err := checkAddress(a); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+		s.tasks.Meet(d, Holder{ID: asker.ID, Address: a})
+	}
 	b, ok := s.blobs.Get(d)
 	if !ok {
-		return nil, status.Error(codes.NotFound, "this node does not hold the blob")
+		return res, nil
 	}
 	defer b.Release()
 	if req.GetSize() != uint64(b.Size()) {
 		return nil, status.Errorf(codes.FailedPrecondition, "the blob has %d bytes here, %d were asked for", b.Size(), req.GetSize())
 	}
-	res := &damselflyv1.HoldingsResponse{Sealed: b.Sealed()}
-	_, res.Links = b.Links(0, b.Layout().Pieces())
+	res.Sealed = b.Sealed()
+	first := int(min(req.GetFirstLink(), uint32(b.Layout().Pieces())))
+	first, res.Links = b.Links(first, min(b.Layout().Pieces()-first, maxHoldingsLinks/d.LinkSize()))
+	res.FirstLink = uint32(first)
 	for _, r := range b.Have().Runs() {
+		if len(res.Runs) == maxHoldingsRuns {
+			break
+		}
 		res.Runs = append(res.Runs, &damselflyv1.Run{First: uint32(r.First), Count: uint32(r.Count)})
 	}
 	return res, nil
+}
+
+// maxOthers bounds whom one answer names.
+const maxOthers = 32
+
+// checkAddress errs unless a node could be reached at address, host:port. Names are
+// as long as DNS allows (RFC 1035, 2.3.4).
+func checkAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" || port == "" || len(address) > 255+len(":65535") {
+		return fmt.Errorf("address %.300q: want host:port", address)
+	}
+	return nil
 }
 
 // Credential implements damselfly.v1.Peer. That only seeds call it is the role
@@ -249,7 +347,7 @@ func (s *Server) Credential(_ context.Context, req *damselflyv1.CredentialReques
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	header, ok := s.creds.Credential(d, req.GetOrigin())
+	header, ok := s.tasks.Credential(d, req.GetOrigin())
 	if !ok {
 		return nil, status.Error(codes.NotFound, "no client of this node waits for the blob from that origin")
 	}

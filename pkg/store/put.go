@@ -206,6 +206,22 @@ func (b *Blob) AddLinks(first int, links []byte) error {
 	return nil
 }
 
+// Linked is the set of links that are known.
+func (b *Blob) Linked() *blob.Bitmap {
+	n := b.layout.Pieces()
+	out := blob.NewBitmap(n)
+	for at := 0; at < n; {
+		first, links := b.Links(at, n-at)
+		count := len(links) / b.digest.LinkSize()
+		if count == 0 {
+			break
+		}
+		out.SetRun(blob.Run{First: first, Count: count})
+		at = first + count
+	}
+	return out
+}
+
 // Links returns known links side by side, which never change: those of [first, first+count)
 // from the first known one on, up to the first gap. firstOut is the index of the
 // first link returned. links is empty when none of them is known.

@@ -26,8 +26,8 @@ func (m *Manager) Handle(d control.Decision) {
 		m.lease(d)
 	case control.Cancel:
 		m.withTasks(func(t *task) {
-			if end, ok := t.leases[d.Lease]; ok {
-				end(errRecalled)
+			if l, ok := t.leases[d.Lease]; ok {
+				l.end(errRecalled)
 			}
 		})
 	case control.Queued:
@@ -69,7 +69,7 @@ func (m *Manager) withTasks(fn func(*task)) {
 func (m *Manager) answered(t *task) {
 	t.answered, t.asked, t.since, t.retry = true, time.Now(), time.Time{}, time.Time{}
 	if t.alone != nil && !t.refused {
-		t.alone(errRecalled)
+		t.alone.end(errRecalled)
 	}
 }
 
@@ -92,7 +92,7 @@ func (m *Manager) lease(l control.Lease) {
 	}
 	m.answered(t)
 	ctx, end := context.WithCancelCause(t.ctx)
-	t.leases[l.ID] = end
+	t.leases[l.ID] = running{l.Run, end}
 	var at *originRead
 	if l.Holder == nil {
 		at = t.queueAtOrigin(l.Run)
@@ -152,7 +152,7 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease, at *ori
 	if at != nil {
 		t.leaveOrigin(at)
 	}
-	t.leases[l.ID](nil)
+	t.leases[l.ID].end(nil)
 	delete(t.leases, l.ID)
 	t.asked = time.Now()
 	t.idle = t.asked
@@ -328,8 +328,8 @@ func (m *Manager) tellAll(concerned func(blob.Digest) bool) {
 // asks anew where clients still wait.
 func (m *Manager) revoke(d blob.Digest) {
 	m.with(d, func(t *task) {
-		for _, end := range t.leases {
-			end(errRecalled)
+		for _, l := range t.leases {
+			l.end(errRecalled)
 		}
 	})
 	if b, ok := m.store.Get(d); ok {
@@ -344,51 +344,4 @@ func (m *Manager) revoke(d blob.Digest) {
 			m.want(t)
 		}
 	})
-}
-
-// readAlone grants this node the origin for t. The caller holds mu.
-func (m *Manager) readAlone(t *task) {
-	ctx, end := context.WithCancelCause(t.ctx)
-	t.alone, t.asked = end, time.Now()
-	ref, header := t.ref, t.header.Clone()
-	runs := []blob.Run{t.blob.Layout().All()}
-	if !t.all {
-		// The chain grows from its front, so everything before a range is read too.
-		last := t.wanted.Runs()
-		runs[0].Count = last[len(last)-1].End()
-	}
-	m.alone.Inc()
-	t.blob.Acquire() // the task may end before the read has
-	m.running.Go(func() {
-		defer t.blob.Release()
-		_, err := m.readOrigin(ctx, t, ref, header, runs[0])
-		if cause := context.Cause(ctx); err != nil && cause != nil {
-			err = cause // not the origin's fault: it was told to stop
-		}
-		end(nil)
-		m.endAlone(t, err)
-	})
-}
-
-// endAlone settles a read that this node granted itself: its error is the
-// task's, unless a scheduler has taken over or a second try is due.
-func (m *Manager) endAlone(t *task, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	t.alone = nil
-	t.asked = time.Now()
-	defer t.changed()
-	switch {
-	case err == nil, errors.Is(err, errRecalled):
-		return
-	case errors.Is(err, store.ErrBadDigest):
-		t.broken++
-		if resetErr := t.blob.Reset(); resetErr != nil || t.broken > 1 && !t.turn() {
-			t.end(errors.Join(err, resetErr))
-		}
-		return
-	}
-	if !t.turn() {
-		t.end(err)
-	}
 }

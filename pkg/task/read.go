@@ -42,20 +42,26 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 			if err := t.blob.Put(i, piece); err != nil {
 				return err
 			}
-			source := "peer"
-			if from == identity.RoleSeed {
-				source = "seed"
-			}
-			m.bytes.WithLabelValues(source).Add(float64(len(piece)))
 			n += int64(len(piece))
-			m.have(t, i, false)
+			m.took(t, from, i, len(piece))
 			return nil
 		}, p.progress)
 		if err != nil {
 			return n, err
 		}
+		m.contacts.served(l.Digest, peer.Holder(*l.Holder), time.Now())
 	}
 	return n, nil
+}
+
+// took counts and tells piece i, of n bytes, which another node has sent.
+func (m *Manager) took(t *task, from identity.Role, i, n int) {
+	source := "peer"
+	if from == identity.RoleSeed {
+		source = "seed"
+	}
+	m.bytes.WithLabelValues(source).Add(float64(n))
+	m.have(t, i, false)
 }
 
 func bytesOf(l blob.Layout, runs []blob.Run) (n int64) {

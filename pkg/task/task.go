@@ -27,16 +27,20 @@ import (
 )
 
 // Scheduler takes events. Joined tells whether there is a scheduler for a blob;
-// events told while there is none are lost, and told again on control.Joined.
+// events told while there is none are lost, and told again on control.Joined. Known is
+// this node as others know it, without an ID before it has joined its cluster, and the
+// seeds that a scheduler has told of last.
 type Scheduler interface {
 	Tell(control.Event)
 	Joined(blob.Digest) bool
+	Known() (self peer.Holder, seeds []peer.Holder)
 }
 
-// Peers reads pieces, and the credentials of waiting clients, from other nodes.
-// Read tells progress each time that so many bytes more of the run have come.
+// Peers is other nodes: see peer.Client for the contract of each.
 type Peers interface {
 	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(n int)) error
+	ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, put peer.Put) error
+	Holdings(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, firstLink int, address string) (peer.Holdings, error)
 	Credential(ctx context.Context, h peer.Holder, d blob.Digest, o *damselflyv1.Origin) (http.Header, error)
 }
 
@@ -91,6 +95,7 @@ type Manager struct {
 	alone     prometheus.Counter
 	pieces    sync.Pool
 	running   sync.WaitGroup
+	contacts  *contacts
 
 	ctx  context.Context // of every task; ended by Run
 	stop context.CancelCauseFunc
@@ -122,10 +127,16 @@ type task struct {
 	retry    time.Time  // when to want again, because the scheduler has too much to do; zero: not
 	since    time.Time  // since when it has had too much to do for this
 	urgent   []blob.Run // what clients of ranges read
-	leases   map[uint64]context.CancelCauseFunc
-	origin   []*originRead           // leases that read the origin
-	alone    context.CancelCauseFunc // ends the read that this node granted itself; nil when none
-	broken   int                     // how often the origin's bytes missed the digest
+	leases   map[uint64]running
+	origin   []*originRead // leases that read the origin
+	alone    *alone        // what it fetches by itself; nil while a scheduler decides
+	broken   int           // how often the origin's bytes missed the digest
+}
+
+// running is a lease that is carried out.
+type running struct {
+	run blob.Run
+	end context.CancelCauseFunc
 }
 
 // claim is a client's word on where a blob is, and what opens that.
@@ -150,6 +161,7 @@ func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.
 	cfg.setDefaults()
 	m := &Manager{
 		cfg: cfg, store: st, scheduler: s, peers: p, origins: o, log: log, tasks: map[blob.Digest]*task{},
+		contacts: &contacts{blobs: map[blob.Digest][]contact{}},
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "damselfly_pull_bytes_total", Help: "Verified bytes that reached this node's store, by what they were read from.",
 		}, []string{"source"}),
@@ -203,6 +215,21 @@ func (m *Manager) Credential(d blob.Digest, o *damselflyv1.Origin) (http.Header,
 	return t.headerFor(refOf(o, d))
 }
 
+// Meet implements peer.Tasks.
+func (m *Manager) Meet(d blob.Digest, h peer.Holder) { m.contacts.meet(d, h, time.Now()) }
+
+// Company implements peer.Tasks.
+func (m *Manager) Company(d blob.Digest) peer.Company {
+	c := peer.Company{Others: m.contacts.after(d, time.Now())}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t, ok := m.tasks[d]; ok {
+		c.Reading = len(t.origin) > 0 || t.alone != nil && t.alone.reading()
+		c.Wanting = t.clients > 0
+	}
+	return c
+}
+
 // headerFor is what opens ref: what a client sent for it, and for no other.
 func (t *task) headerFor(ref origin.Ref) (http.Header, bool) {
 	for _, c := range append([]claim{t.claim}, t.others...) {
@@ -230,7 +257,7 @@ func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*tas
 	t := &task{
 		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1),
 		claim: claim{ref, header}, wanted: blob.NewBitmap(b.Layout().Pieces()),
-		leases: map[uint64]context.CancelCauseFunc{}, idle: time.Now(),
+		leases: map[uint64]running{}, idle: time.Now(),
 	}
 	b.Acquire()
 	m.tasks[t.digest] = t
@@ -306,8 +333,8 @@ func (m *Manager) step(t *task, now time.Time) time.Duration {
 		}
 		why = "the scheduler decided nothing in time"
 	}
-	m.log.Debug("reading the origin by itself", zap.Stringer("digest", t.digest), zap.String("why", why))
-	m.readAlone(t)
+	m.log.Debug("fetching by itself", zap.Stringer("digest", t.digest), zap.String("why", why))
+	m.fetchAlone(t)
 	if len(t.others) > 0 {
 		return m.overtake(t, now)
 	}
@@ -326,7 +353,7 @@ func (m *Manager) overtake(t *task, now time.Time) time.Duration {
 	t.turns++
 	t.others = append(t.others, t.claim)
 	t.turn()
-	t.alone(errRecalled)
+	t.alone.end(errRecalled)
 	return m.linger(t)
 }
 
@@ -344,7 +371,7 @@ func (t *task) claimed(c claim) {
 	switch {
 	case t.clients == 0:
 		if t.alone != nil && !sameOrigin(t.ref, c.ref) {
-			t.alone(errRecalled) // nobody named that one but who has gone
+			t.alone.end(errRecalled) // nobody named that one but who has gone
 		}
 		t.claim, t.others, t.turns = c, nil, 0
 	case sameOrigin(t.ref, c.ref) || len(t.others) >= maxClaims-1:
@@ -362,12 +389,20 @@ func (m *Manager) linger(t *task) time.Duration {
 	return m.cfg.Linger
 }
 
+// runs is what clients of t wait for. The caller holds the manager's mutex.
+func (t *task) runs() []blob.Run {
+	if t.all {
+		return []blob.Run{t.blob.Layout().All()}
+	}
+	return t.wanted.Runs()
+}
+
 // served tells whether every piece that clients want is here.
 func (m *Manager) served(t *task) bool {
 	if t.all {
 		return false
 	}
-	for _, r := range t.wanted.Runs() {
+	for _, r := range t.runs() {
 		if len(t.blob.Missing(r)) > 0 {
 			return false
 		}

@@ -33,7 +33,11 @@ type scheduler struct {
 	mu     sync.Mutex
 	joined bool
 	events []control.Event
+	self   peer.Holder
+	seeds  []peer.Holder
 }
+
+func (s *scheduler) Known() (self peer.Holder, seeds []peer.Holder) { return s.self, s.seeds }
 
 func (s *scheduler) Tell(e control.Event) {
 	s.mu.Lock()
@@ -67,6 +71,7 @@ type upstream struct {
 	gate    chan struct{} // if set, a body blocks on it before its first byte
 	bad     string        // registry that does worse than others: see badly
 	badly   func(io.Reader) io.Reader
+	slow    func(context.Context, int) error // if set, called with the bytes of each read
 	reads   []string
 	headers []http.Header
 }
@@ -83,8 +88,8 @@ func (u *upstream) Read(ctx context.Context, ref origin.Ref, h http.Header, size
 	if n < 0 {
 		n = size - off
 	}
-	b := &body{ctx: ctx, gate: u.gate, r: bytes.NewReader(data[off : off+n])}
-	if ref.Registry == u.bad {
+	b := &body{ctx: ctx, gate: u.gate, slow: u.slow, r: bytes.NewReader(data[off : off+n])}
+	if u.badly != nil && ref.Registry == u.bad {
 		b.r = u.badly(b.r)
 	}
 	return b, nil
@@ -106,6 +111,7 @@ func (u *upstream) count() int {
 type body struct {
 	ctx  context.Context
 	gate chan struct{}
+	slow func(context.Context, int) error
 	r    io.Reader
 }
 
@@ -120,7 +126,13 @@ func (b *body) Read(p []byte) (int, error) {
 	if err := b.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return b.r.Read(p)
+	n, err := b.r.Read(p)
+	if b.slow != nil && n > 0 {
+		if err := b.slow(b.ctx, n); err != nil {
+			return 0, err
+		}
+	}
+	return n, err
 }
 
 func (b *body) Close() error { return nil }
@@ -156,6 +168,14 @@ func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.L
 		}
 	}
 	return nil
+}
+
+func (s *swarm) ReadSome(context.Context, peer.Holder, blob.Digest, blob.Layout, *blob.Bitmap, int, peer.Put) error {
+	return peer.ErrMissing
+}
+
+func (s *swarm) Holdings(_ context.Context, _ peer.Holder, _ blob.Digest, l blob.Layout, _ int, _ string) (peer.Holdings, error) {
+	return peer.Holdings{Have: blob.NewBitmap(l.Pieces())}, nil
 }
 
 func (s *swarm) Credential(context.Context, peer.Holder, blob.Digest, *damselflyv1.Origin) (http.Header, error) {

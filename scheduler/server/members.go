@@ -1,6 +1,9 @@
 package server
 
 import (
+	"maps"
+	"slices"
+
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
@@ -8,12 +11,20 @@ import (
 // which nodes attend it.
 type Scheduler struct{ ID, Address string }
 
-// setMembers keeps the set of schedulers, and tells it to everybody who attends.
-// Who attends later is told it behind Welcome.
-func (s *Server) setMembers(set []Scheduler) {
+// maxSeeds bounds the seeds that nodes are told of.
+const maxSeeds = 16
+
+// tellMembers tells everybody who attends who the schedulers and the seeds are. Who
+// attends later is told it behind Welcome.
+func (s *Server) tellMembers() {
 	m := &damselflyv1.Schedulers{}
-	for _, one := range set {
+	for _, one := range s.set {
 		m.Members = append(m.Members, &damselflyv1.Holder{Node: one.ID, Address: one.Address})
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.streams)) {
+		if a := s.streams[id]; a.seed != "" && len(m.Seeds) < maxSeeds {
+			m.Seeds = append(m.Seeds, &damselflyv1.Holder{Node: id, Address: a.seed})
+		}
 	}
 	s.told = &damselflyv1.Decision{Decision: &damselflyv1.Decision_Schedulers{Schedulers: m}}
 	for _, a := range s.streams {
@@ -21,12 +32,16 @@ func (s *Server) setMembers(set []Scheduler) {
 	}
 }
 
-// lookAtMembers takes a new set if there is one.
+// lookAtMembers takes a new set if there is one, and tells what has changed.
 func (s *Server) lookAtMembers() {
 	select {
 	case set, ok := <-s.members:
 		s.gotMembers(set, ok)
 	default:
+	}
+	if s.retell {
+		s.retell = false
+		s.tellMembers()
 	}
 }
 
@@ -35,5 +50,5 @@ func (s *Server) gotMembers(set []Scheduler, ok bool) {
 		s.members = nil // nothing more comes
 		return
 	}
-	s.setMembers(set)
+	s.set, s.retell = set, true
 }

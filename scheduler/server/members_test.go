@@ -31,3 +31,28 @@ func TestSchedulersAreTold(t *testing.T) {
 		t.Errorf("once nobody says more of schedulers, a node is told %v", got)
 	}
 }
+
+// Nodes are told of the seeds that attend, whenever they come or leave.
+func TestSeedsAreTold(t *testing.T) {
+	w := newWorld(t)
+	early := w.attend("early", "node")
+	if early.answer(); len(early.seeds) != 0 {
+		t.Fatalf("with no seed a node was told of %v", early.seeds)
+	}
+	seed := w.attend("seed", "seed")
+	late := w.attend("late", "node")
+	for _, n := range []*node{early, late} {
+		for len(n.seeds) == 0 {
+			n.answer()
+		}
+		if s := n.seeds; len(s) != 1 || s[0].GetNode() != "seed" || s[0].GetAddress() != "seed:1" {
+			t.Fatalf("a node was told of the seeds %v", s)
+		}
+	}
+	if err := seed.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	for len(early.seeds) > 0 {
+		early.answer()
+	}
+}

@@ -163,6 +163,9 @@ func (s *Server) attend(e envelope, now time.Duration) {
 		s.lookAt = now + silentIdle
 	}
 	a := &attendance{stream: e.from}
+	if e.attend.Seed {
+		a.seed, s.retell = e.attend.Address, true
+	}
 	s.streams[node] = a
 	if s.told != nil {
 		s.tell(a, item{wire: s.told})
@@ -179,6 +182,7 @@ func (s *Server) leave(st *stream, why string) {
 		return
 	}
 	delete(s.streams, st.node)
+	s.retell = s.retell || a.seed != ""
 	s.apply(&core.Leave{Node: st.node})
 	s.log.Info("a node has left", zap.String("node", st.node), zap.String("why", why))
 }

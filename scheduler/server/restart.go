@@ -48,7 +48,7 @@ func (s *Server) restart(p any) error {
 	clear(s.out)
 	s.out, s.touched, s.applying = s.out[:0], nil, nil
 	s.sendOut() // those whose messages were taken go on with the next
-	s.admission, s.wake = admission{}, 0
+	s.admission, s.wake, s.retell = admission{}, 0, true
 	s.metrics.overloaded.Set(0)
 	seed := rand.Uint64()
 	s.state = s.newState(seed)

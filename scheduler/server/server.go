@@ -96,7 +96,9 @@ type Server struct {
 	out       []core.Decision // of the event at hand
 	touched   []*attendance   // with something to send
 	members   <-chan []Scheduler
-	told      *damselflyv1.Decision // who the schedulers are
+	set       []Scheduler           // the last that came
+	told      *damselflyv1.Decision // who the schedulers and the seeds are; nil: this one alone, and none
+	retell    bool                  // that has changed
 	trace     *tracer
 	admission admission
 	failures  []time.Duration // of the core, within restartsWithin
@@ -113,6 +115,7 @@ type mind interface {
 // attendance is a node that attends, as the owner of the state sees it.
 type attendance struct {
 	*stream
+	seed  string                   // the address of its Peer service, if it is a seed
 	wants map[blob.Digest]struct{} // that were admitted
 	batch []item                   // for the outbox, at the end of the round
 	asked time.Duration            // the first lease since the node was heard last

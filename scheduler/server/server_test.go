@@ -93,6 +93,7 @@ type node struct {
 	t *testing.T
 	grpc.BidiStreamingClient[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage]
 	waiting []*damselflyv1.Decision
+	seeds   []*damselflyv1.Holder // that it was told of last
 }
 
 func (w *world) open(id, role string) *node {
@@ -127,19 +128,34 @@ func (n *node) tell(es ...*damselflyv1.NodeEvent) {
 	}
 }
 
-// next is the next decision for the node.
+// next is the next decision for the node. What only tells of seeds is noted.
 func (n *node) next() *damselflyv1.Decision {
 	n.t.Helper()
-	for len(n.waiting) == 0 {
-		m, err := n.Recv()
-		if err != nil {
-			n.t.Fatal(err)
+	for {
+		for len(n.waiting) == 0 {
+			m, err := n.Recv()
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			n.waiting = m.GetDecisions()
 		}
-		n.waiting = m.GetDecisions()
+		d := n.waiting[0]
+		n.waiting = n.waiting[1:]
+		if s := d.GetSchedulers(); s != nil {
+			n.seeds = s.GetSeeds()
+			if len(s.GetMembers()) == 0 {
+				continue
+			}
+		}
+		return d
 	}
-	d := n.waiting[0]
-	n.waiting = n.waiting[1:]
-	return d
+}
+
+// answer is what the scheduler says next once it has taken all that came before.
+func (n *node) answer() *damselflyv1.Decision {
+	n.t.Helper()
+	n.tell(ping(1))
+	return n.next()
 }
 
 // refused is the status with which the scheduler ends the node's stream.

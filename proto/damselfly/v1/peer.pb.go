@@ -22,10 +22,16 @@ const (
 )
 
 type ReadRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
-	Run           *Run                   `protobuf:"bytes,3,opt,name=run,proto3" json:"run,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size   uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Exactly one of run and lacking is set.
+	Run *Run `protobuf:"bytes,3,opt,name=run,proto3" json:"run,omitempty"`
+	// Of these pieces the holder sends at most so many as most says, one at least:
+	// those that it has sent to fewest others, in any order. NOT_FOUND when it holds
+	// none of them.
+	Lacking       []*Run `protobuf:"bytes,4,rep,name=lacking,proto3" json:"lacking,omitempty"`
+	Most          uint32 `protobuf:"varint,5,opt,name=most,proto3" json:"most,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -79,6 +85,20 @@ func (x *ReadRequest) GetRun() *Run {
 		return x.Run
 	}
 	return nil
+}
+
+func (x *ReadRequest) GetLacking() []*Run {
+	if x != nil {
+		return x.Lacking
+	}
+	return nil
+}
+
+func (x *ReadRequest) GetMost() uint32 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
 }
 
 // Chunk is a part of one piece. Chunks of a piece come in order of offset and
@@ -144,9 +164,14 @@ func (x *Chunk) GetData() []byte {
 }
 
 type HoldingsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Digest string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size   uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// Links before this one are known to the caller.
+	FirstLink uint32 `protobuf:"varint,3,opt,name=first_link,json=firstLink,proto3" json:"first_link,omitempty"`
+	// host:port of the caller's Peer service, where it wants the blob itself: others
+	// that ask are told of it for a while. The peer ID is that of its certificate.
+	Address       string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -195,12 +220,32 @@ func (x *HoldingsRequest) GetSize() uint64 {
 	return 0
 }
 
+func (x *HoldingsRequest) GetFirstLink() uint32 {
+	if x != nil {
+		return x.FirstLink
+	}
+	return 0
+}
+
+func (x *HoldingsRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type HoldingsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Runs          []*Run                 `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
-	FirstLink     uint32                 `protobuf:"varint,2,opt,name=first_link,json=firstLink,proto3" json:"first_link,omitempty"`
-	Links         []byte                 `protobuf:"bytes,3,opt,name=links,proto3" json:"links,omitempty"`
-	Sealed        bool                   `protobuf:"varint,4,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Runs      []*Run                 `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
+	FirstLink uint32                 `protobuf:"varint,2,opt,name=first_link,json=firstLink,proto3" json:"first_link,omitempty"`
+	Links     []byte                 `protobuf:"bytes,3,opt,name=links,proto3" json:"links,omitempty"`
+	Sealed    bool                   `protobuf:"varint,4,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	// It reads the blob's origin now, in order: further pieces will follow.
+	Reading bool `protobuf:"varint,5,opt,name=reading,proto3" json:"reading,omitempty"`
+	// A client of it waits for the blob.
+	Wanting bool `protobuf:"varint,6,opt,name=wanting,proto3" json:"wanting,omitempty"`
+	// Others that want the blob or have served it here, the latest first, 32 at most.
+	Others        []*Holder `protobuf:"bytes,7,rep,name=others,proto3" json:"others,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -261,6 +306,27 @@ func (x *HoldingsResponse) GetSealed() bool {
 		return x.Sealed
 	}
 	return false
+}
+
+func (x *HoldingsResponse) GetReading() bool {
+	if x != nil {
+		return x.Reading
+	}
+	return false
+}
+
+func (x *HoldingsResponse) GetWanting() bool {
+	if x != nil {
+		return x.Wanting
+	}
+	return false
+}
+
+func (x *HoldingsResponse) GetOthers() []*Holder {
+	if x != nil {
+		return x.Others
+	}
+	return nil
 }
 
 type CredentialRequest struct {
@@ -416,24 +482,32 @@ var File_damselfly_v1_peer_proto protoreflect.FileDescriptor
 
 const file_damselfly_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x17damselfly/v1/peer.proto\x12\fdamselfly.v1\x1a\x1cdamselfly/v1/scheduler.proto\"^\n" +
+	"\x17damselfly/v1/peer.proto\x12\fdamselfly.v1\x1a\x1cdamselfly/v1/scheduler.proto\"\x9f\x01\n" +
 	"\vReadRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12#\n" +
-	"\x03run\x18\x03 \x01(\v2\x11.damselfly.v1.RunR\x03run\"I\n" +
+	"\x03run\x18\x03 \x01(\v2\x11.damselfly.v1.RunR\x03run\x12+\n" +
+	"\alacking\x18\x04 \x03(\v2\x11.damselfly.v1.RunR\alacking\x12\x12\n" +
+	"\x04most\x18\x05 \x01(\rR\x04most\"I\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05piece\x18\x01 \x01(\rR\x05piece\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\rR\x06offset\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"=\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"v\n" +
 	"\x0fHoldingsRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x04R\x04size\"\x86\x01\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1d\n" +
+	"\n" +
+	"first_link\x18\x03 \x01(\rR\tfirstLink\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xe8\x01\n" +
 	"\x10HoldingsResponse\x12%\n" +
 	"\x04runs\x18\x01 \x03(\v2\x11.damselfly.v1.RunR\x04runs\x12\x1d\n" +
 	"\n" +
 	"first_link\x18\x02 \x01(\rR\tfirstLink\x12\x14\n" +
 	"\x05links\x18\x03 \x01(\fR\x05links\x12\x16\n" +
-	"\x06sealed\x18\x04 \x01(\bR\x06sealed\"Y\n" +
+	"\x06sealed\x18\x04 \x01(\bR\x06sealed\x12\x18\n" +
+	"\areading\x18\x05 \x01(\bR\areading\x12\x18\n" +
+	"\awanting\x18\x06 \x01(\bR\awanting\x12,\n" +
+	"\x06others\x18\a \x03(\v2\x14.damselfly.v1.HolderR\x06others\"Y\n" +
 	"\x11CredentialRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12,\n" +
 	"\x06origin\x18\x02 \x01(\v2\x14.damselfly.v1.OriginR\x06origin\"D\n" +
@@ -470,24 +544,27 @@ var file_damselfly_v1_peer_proto_goTypes = []any{
 	(*CredentialResponse)(nil), // 5: damselfly.v1.CredentialResponse
 	(*Header)(nil),             // 6: damselfly.v1.Header
 	(*Run)(nil),                // 7: damselfly.v1.Run
-	(*Origin)(nil),             // 8: damselfly.v1.Origin
+	(*Holder)(nil),             // 8: damselfly.v1.Holder
+	(*Origin)(nil),             // 9: damselfly.v1.Origin
 }
 var file_damselfly_v1_peer_proto_depIdxs = []int32{
 	7, // 0: damselfly.v1.ReadRequest.run:type_name -> damselfly.v1.Run
-	7, // 1: damselfly.v1.HoldingsResponse.runs:type_name -> damselfly.v1.Run
-	8, // 2: damselfly.v1.CredentialRequest.origin:type_name -> damselfly.v1.Origin
-	6, // 3: damselfly.v1.CredentialResponse.headers:type_name -> damselfly.v1.Header
-	0, // 4: damselfly.v1.Peer.Read:input_type -> damselfly.v1.ReadRequest
-	2, // 5: damselfly.v1.Peer.Holdings:input_type -> damselfly.v1.HoldingsRequest
-	4, // 6: damselfly.v1.Peer.Credential:input_type -> damselfly.v1.CredentialRequest
-	1, // 7: damselfly.v1.Peer.Read:output_type -> damselfly.v1.Chunk
-	3, // 8: damselfly.v1.Peer.Holdings:output_type -> damselfly.v1.HoldingsResponse
-	5, // 9: damselfly.v1.Peer.Credential:output_type -> damselfly.v1.CredentialResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7, // 1: damselfly.v1.ReadRequest.lacking:type_name -> damselfly.v1.Run
+	7, // 2: damselfly.v1.HoldingsResponse.runs:type_name -> damselfly.v1.Run
+	8, // 3: damselfly.v1.HoldingsResponse.others:type_name -> damselfly.v1.Holder
+	9, // 4: damselfly.v1.CredentialRequest.origin:type_name -> damselfly.v1.Origin
+	6, // 5: damselfly.v1.CredentialResponse.headers:type_name -> damselfly.v1.Header
+	0, // 6: damselfly.v1.Peer.Read:input_type -> damselfly.v1.ReadRequest
+	2, // 7: damselfly.v1.Peer.Holdings:input_type -> damselfly.v1.HoldingsRequest
+	4, // 8: damselfly.v1.Peer.Credential:input_type -> damselfly.v1.CredentialRequest
+	1, // 9: damselfly.v1.Peer.Read:output_type -> damselfly.v1.Chunk
+	3, // 10: damselfly.v1.Peer.Holdings:output_type -> damselfly.v1.HoldingsResponse
+	5, // 11: damselfly.v1.Peer.Credential:output_type -> damselfly.v1.CredentialResponse
+	9, // [9:12] is the sub-list for method output_type
+	6, // [6:9] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_peer_proto_init() }

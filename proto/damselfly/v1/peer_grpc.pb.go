@@ -31,11 +31,14 @@ const (
 // Peer is how nodes exchange pieces. Only digests and piece numbers: no URL
 // and no path exists on this service.
 type PeerClient interface {
-	// Read sends the pieces of a run in order, each in one or more chunks. A node
-	// over its limit answers RESOURCE_EXHAUSTED at once; a piece that it does not
-	// hold ends the stream with NOT_FOUND after those before it.
+	// Read sends the pieces of a run in order, each in one or more chunks; or some of
+	// those that the caller lacks, as the holder chooses. A node over its limit
+	// answers RESOURCE_EXHAUSTED at once; a piece that it does not hold ends the
+	// stream with NOT_FOUND after those before it.
 	Read(ctx context.Context, in *ReadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Chunk], error)
-	// Holdings says which pieces of a blob this node can serve, and its links.
+	// Holdings says which pieces of a blob this node can serve, its links, and who
+	// else is after the blob: what nodes go by while no scheduler answers. A node that
+	// has never heard of the blob answers with nothing, and remembers who asked.
 	Holdings(ctx context.Context, in *HoldingsRequest, opts ...grpc.CallOption) (*HoldingsResponse, error)
 	// Credential gives a seed the request headers of this node's client for one
 	// blob, so that it reads the origin with the client's own right. Seeds only;
@@ -98,11 +101,14 @@ func (c *peerClient) Credential(ctx context.Context, in *CredentialRequest, opts
 // Peer is how nodes exchange pieces. Only digests and piece numbers: no URL
 // and no path exists on this service.
 type PeerServer interface {
-	// Read sends the pieces of a run in order, each in one or more chunks. A node
-	// over its limit answers RESOURCE_EXHAUSTED at once; a piece that it does not
-	// hold ends the stream with NOT_FOUND after those before it.
+	// Read sends the pieces of a run in order, each in one or more chunks; or some of
+	// those that the caller lacks, as the holder chooses. A node over its limit
+	// answers RESOURCE_EXHAUSTED at once; a piece that it does not hold ends the
+	// stream with NOT_FOUND after those before it.
 	Read(*ReadRequest, grpc.ServerStreamingServer[Chunk]) error
-	// Holdings says which pieces of a blob this node can serve, and its links.
+	// Holdings says which pieces of a blob this node can serve, its links, and who
+	// else is after the blob: what nodes go by while no scheduler answers. A node that
+	// has never heard of the blob answers with nothing, and remembers who asked.
 	Holdings(context.Context, *HoldingsRequest) (*HoldingsResponse, error)
 	// Credential gives a seed the request headers of this node's client for one
 	// blob, so that it reads the origin with the client's own right. Seeds only;

@@ -1961,12 +1961,15 @@ func (x *Refuse) GetRetryAfterMs() uint64 {
 }
 
 // Schedulers says which schedulers there are. It follows Welcome and comes again
-// whenever the set changes. Blobs are spread over them by rendezvous hashing of
+// whenever it changes. Blobs are spread over them by rendezvous hashing of
 // the digest over the peer IDs (pkg/ring): a node keeps a stream to each, and
 // tells each only of the blobs that are its own. None means: this one alone.
 type Schedulers struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Members       []*Holder              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Members []*Holder              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	// Seeds that attend, 16 at most: whom nodes ask for pieces, and for each other,
+	// while no scheduler answers.
+	Seeds         []*Holder `protobuf:"bytes,2,rep,name=seeds,proto3" json:"seeds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2004,6 +2007,13 @@ func (*Schedulers) Descriptor() ([]byte, []int) {
 func (x *Schedulers) GetMembers() []*Holder {
 	if x != nil {
 		return x.Members
+	}
+	return nil
+}
+
+func (x *Schedulers) GetSeeds() []*Holder {
+	if x != nil {
+		return x.Seeds
 	}
 	return nil
 }
@@ -2193,10 +2203,11 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x06Refuse\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12$\n" +
-	"\x0eretry_after_ms\x18\x03 \x01(\x04R\fretryAfterMs\"<\n" +
+	"\x0eretry_after_ms\x18\x03 \x01(\x04R\fretryAfterMs\"h\n" +
 	"\n" +
 	"Schedulers\x12.\n" +
-	"\amembers\x18\x01 \x03(\v2\x14.damselfly.v1.HolderR\amembers\"\x1e\n" +
+	"\amembers\x18\x01 \x03(\v2\x14.damselfly.v1.HolderR\amembers\x12*\n" +
+	"\x05seeds\x18\x02 \x03(\v2\x14.damselfly.v1.HolderR\x05seeds\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number2T\n" +
 	"\tScheduler\x12G\n" +
@@ -2281,13 +2292,14 @@ var file_damselfly_v1_scheduler_proto_depIdxs = []int32{
 	8,  // 30: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
 	9,  // 31: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
 	9,  // 32: damselfly.v1.Schedulers.members:type_name -> damselfly.v1.Holder
-	3,  // 33: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
-	5,  // 34: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
-	34, // [34:35] is the sub-list for method output_type
-	33, // [33:34] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	9,  // 33: damselfly.v1.Schedulers.seeds:type_name -> damselfly.v1.Holder
+	3,  // 34: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
+	5,  // 35: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
+	35, // [35:36] is the sub-list for method output_type
+	34, // [34:35] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_scheduler_proto_init() }

@@ -1,0 +1,446 @@
+package task_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+	"github.com/damselfly-p2p/damselfly/pkg/peer"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
+	"github.com/damselfly-p2p/damselfly/pkg/task"
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
+)
+
+// pieceTime is what a piece takes on a link of the town: about that of 100 Mbit/s.
+const pieceTime = 22 * time.Millisecond
+
+const crowdPieces = 64
+
+// town is nodes that reach each other over links of one rate, and an origin behind
+// such a link. There is no scheduler.
+type town struct {
+	t      *testing.T
+	data   []byte
+	d      blob.Digest
+	l      blob.Layout
+	nodes  map[string]*resident
+	origin line
+	mu     sync.Mutex
+	served int // bytes that the origin sent
+}
+
+// line is one direction of a link: one piece at a time.
+type line chan struct{}
+
+func (l line) carry(ctx context.Context, n int) error {
+	select {
+	case l <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-l }()
+	select {
+	case <-time.After(pieceTime * time.Duration(n) / blob.MinPieceLength):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// carry takes n bytes over two lines, the second a part behind the first.
+func carry(ctx context.Context, n int, first, second line) error {
+	const part = 32 << 10
+	parts := make(chan int, n/part+1)
+	errs := make(chan error, 1)
+	go func() {
+		defer close(parts)
+		for left := n; left > 0; left -= part {
+			if err := first.carry(ctx, min(left, part)); err != nil {
+				errs <- err
+				return
+			}
+			parts <- min(left, part)
+		}
+		errs <- nil
+	}()
+	for n := range parts {
+		if err := second.carry(ctx, n); err != nil {
+			<-errs
+			return err
+		}
+	}
+	return <-errs
+}
+
+// resident is one node of a town: a real manager over a real store.
+type resident struct {
+	*task.Manager
+	*scheduler
+	town  *town
+	id    string
+	role  identity.Role
+	store *store.Store
+	up    line
+	down  line
+	slots chan struct{}
+	mu    sync.Mutex
+	sent  []int  // how often each piece was
+	dead  bool   // answers nobody
+	lie   string // how its answers are wrong
+	ended chan error
+	stop  context.CancelFunc
+}
+
+func newTown(t *testing.T, pieces int) *town {
+	t.Helper()
+	w := &town{t: t, data: make([]byte, pieces*blob.MinPieceLength-100), nodes: map[string]*resident{}, origin: make(line, 1)}
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(w.data)
+	w.d = blob.FromBytes(w.data)
+	w.l, _ = blob.NewLayout(int64(len(w.data)))
+	return w
+}
+
+// settle adds a node that knows of the seeds that were added before.
+func (w *town) settle(id string, role identity.Role) *resident {
+	w.t.Helper()
+	r := &resident{
+		scheduler: &scheduler{self: peer.Holder{ID: id, Address: id + ":1"}}, town: w, id: id, role: role,
+		up: make(line, 1), down: make(line, 1), slots: make(chan struct{}, 4), sent: make([]int, w.l.Pieces()), ended: make(chan error, 1),
+	}
+	for _, other := range w.nodes {
+		if other.role == identity.RoleSeed {
+			r.seeds = append(r.seeds, other.self)
+		}
+	}
+	var err error
+	if r.store, err = store.Open(store.Config{Dir: w.t.TempDir()}, zap.NewNop()); err != nil {
+		w.t.Fatal(err)
+	}
+	r.Manager = task.New(task.Config{Seed: role == identity.RoleSeed}, r.store, r.scheduler, r, r.upstream(), zap.NewNop(), nil)
+	ctx, cancel := context.WithCancel(w.t.Context())
+	r.stop = cancel
+	go func() { r.ended <- r.Run(ctx) }()
+	w.nodes[id] = r
+	w.t.Cleanup(func() {
+		cancel()
+		<-r.ended
+		if err := r.store.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	return r
+}
+
+// upstream is the origin as a node reads it.
+func (r *resident) upstream() *upstream {
+	u := &upstream{data: map[string][]byte{r.town.d.String(): r.town.data}}
+	u.slow = func(ctx context.Context, n int) error {
+		r.town.mu.Lock()
+		r.town.served += n
+		r.town.mu.Unlock()
+		return carry(ctx, n, r.town.origin, r.down)
+	}
+	return u
+}
+
+// hold gives a node pieces of the blob.
+func (r *resident) hold(runs ...blob.Run) {
+	r.town.t.Helper()
+	b, err := r.store.Create(r.town.d, r.town.l.Size())
+	if err != nil {
+		r.town.t.Fatal(err)
+	}
+	defer b.Release()
+	chain := blob.NewChain(r.town.d, r.town.l)
+	for i := range r.town.l.Pieces() {
+		if next, _ := blob.Advance(r.town.d, r.town.l, i, chain.Link(i), piece(r.town.l, r.town.data, i)); next != nil {
+			_ = chain.Add(i+1, next)
+		}
+	}
+	if err := b.AddLinks(0, chain.Links(0, r.town.l.Pieces())); err != nil {
+		r.town.t.Fatal(err)
+	}
+	for _, run := range runs {
+		for i := run.First; i < run.End(); i++ {
+			if err := b.Put(i, piece(r.town.l, r.town.data, i)); err != nil {
+				r.town.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// Read implements task.Peers; without a scheduler nobody uses it.
+func (r *resident) Read(context.Context, peer.Holder, blob.Digest, blob.Layout, blob.Run, peer.Put, func(int)) error {
+	return peer.ErrUnreachable
+}
+
+func (r *resident) Credential(context.Context, peer.Holder, blob.Digest, *damselflyv1.Origin) (http.Header, error) {
+	return nil, peer.ErrUnreachable
+}
+
+// find is the node that a holder names, if it answers.
+func (r *resident) find(ctx context.Context, h peer.Holder) (*resident, error) {
+	o := r.town.nodes[h.ID]
+	if o == nil || h.Address != o.self.Address {
+		return nil, fmt.Errorf("%w: %v", peer.ErrUnreachable, h)
+	}
+	if o.dead {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
+	return o, nil
+}
+
+func (r *resident) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, put peer.Put) error {
+	o, err := r.find(ctx, h)
+	if err != nil {
+		return err
+	}
+	select {
+	case o.slots <- struct{}{}:
+		defer func() { <-o.slots }()
+	default:
+		return peer.ErrBusy
+	}
+	for range most {
+		i := o.choose(lacking)
+		if i < 0 {
+			return peer.ErrMissing
+		}
+		lacking.Clear(i)
+		if err := carry(ctx, int(l.Length(i)), o.up, r.down); err != nil {
+			return err
+		}
+		p := bytes.Clone(piece(l, r.town.data, i))
+		if o.lie == "bytes" {
+			p[5] ^= 1
+		}
+		if err := put(o.role, i, p); err != nil {
+			return err
+		}
+		if lacking.Count() == 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// choose is what peer.Server sends: of the lacking pieces the one sent least; -1 for
+// none.
+func (r *resident) choose(lacking *blob.Bitmap) int {
+	b, ok := r.store.Get(r.town.d)
+	if !ok {
+		return -1
+	}
+	defer b.Release()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have, best := b.Have(), -1
+	for i := lacking.NextSet(0); i < lacking.Len(); i = lacking.NextSet(i + 1) {
+		if have.Has(i) && (best < 0 || r.sent[i] < r.sent[best]) {
+			best = i
+		}
+	}
+	if best >= 0 {
+		r.sent[best]++
+	}
+	return best
+}
+
+func (r *resident) Holdings(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, firstLink int, address string) (peer.Holdings, error) {
+	o, err := r.find(ctx, h)
+	if err != nil {
+		return peer.Holdings{}, err
+	}
+	out := peer.Holdings{Company: o.Company(d), Have: blob.NewBitmap(l.Pieces())}
+	o.Meet(d, peer.Holder{ID: r.id, Address: address})
+	if b, ok := o.store.Get(d); ok {
+		defer b.Release()
+		out.Have, out.Sealed = b.Have(), b.Sealed()
+		out.FirstLink, out.Links = b.Links(firstLink, l.Pieces())
+	}
+	if o.lie == "links" && len(out.Links) > 0 {
+		out.Links = bytes.Repeat([]byte{7}, len(out.Links))
+	}
+	return out, nil
+}
+
+// pull opens the blob at each of the nodes at once and reads it whole. It returns how
+// long the last one took.
+func (w *town) pull(nodes ...*resident) time.Duration {
+	w.t.Helper()
+	started := time.Now()
+	var results []<-chan result
+	for _, r := range nodes {
+		h, err := r.Open(w.t.Context(), task.Request{
+			Digest: w.d, Size: w.l.Size(), Length: -1,
+			Ref: origin.Ref{Kind: origin.KindBlob, Registry: "r.example.com", Repository: "app", Reference: w.d.String()},
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		results = append(results, read(h))
+	}
+	for i, c := range results {
+		r := <-c
+		if r.err != nil || !bytes.Equal(r.data, w.data) {
+			w.t.Errorf("%s got %d of %d bytes: %v", nodes[i].id, len(r.data), len(w.data), r.err)
+		}
+	}
+	return time.Since(started)
+}
+
+// copies is how often the origin sent the blob.
+func (w *town) copies() float64 { return float64(w.served) / float64(len(w.data)) }
+
+// Without a scheduler a crowd finds each other by the seeds that it was told of, one
+// of it reads the origin, and all exchange what they have.
+func TestCrowdWithoutScheduler(t *testing.T) {
+	for _, nodes := range []int{1, 2, 8} {
+		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, crowdPieces)
+				w.settle("seed", identity.RoleSeed)
+				var all []*resident
+				for i := range nodes {
+					all = append(all, w.settle(fmt.Sprint("n", i), identity.RoleNode))
+				}
+				took := w.pull(all...)
+				bound := crowdPieces * pieceTime
+				t.Logf("%d nodes: %.2f times the bound, the origin sent it %.2f times", nodes, float64(took)/float64(bound), w.copies())
+				if w.copies() > 1.1 {
+					t.Errorf("the origin sent the blob %.2f times", w.copies())
+				}
+				if took > bound*22/10 { // the start and the end of so small a blob
+					t.Errorf("it took %v, the bound is %v", took, bound)
+				}
+			})
+		})
+	}
+}
+
+// Where holders are known, the origin is not read at all, whoever they are.
+func TestHoldersAreAskedWithoutScheduler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, 16)
+		seed := w.settle("seed", identity.RoleSeed)
+		even, odd := w.settle("even", identity.RoleNode), w.settle("odd", identity.RoleNode)
+		n := w.settle("n", identity.RoleNode)
+		for i := range w.l.Pieces() {
+			[]*resident{even, odd}[i%2].hold(blob.Run{First: i, Count: 1})
+		}
+		seed.Meet(w.d, odd.self) // the seed tells of one, and that one of the other
+		odd.Meet(w.d, even.self)
+		w.pull(n)
+		if w.served > 0 {
+			t.Errorf("the origin sent %d bytes", w.served)
+		}
+	})
+}
+
+// A seed that reads the origin reads on for all; when it gets stuck, another reads.
+func TestReaderIsWaitedForWithoutScheduler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, 16)
+		seed, n := w.settle("seed", identity.RoleSeed), w.settle("n", identity.RoleNode)
+		layout, _ := blob.NewLayout(w.l.Size())
+		seed.Handle(control.Lease{ID: 1, Digest: w.d, Layout: layout, Run: layout.All(),
+			Origin: &damselflyv1.Origin{Kind: damselflyv1.Origin_KIND_BLOB, Registry: "r.example.com", Repository: "app"}})
+		pass(2 * pieceTime)
+		w.pull(n)
+		if w.copies() > 1 {
+			t.Errorf("the origin sent the blob %.2f times", w.copies())
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, 16)
+		seed, n := w.settle("seed", identity.RoleSeed), w.settle("n", identity.RoleNode)
+		seed.down <- struct{}{} // nothing comes any more
+		layout, _ := blob.NewLayout(w.l.Size())
+		seed.Handle(control.Lease{ID: 1, Digest: w.d, Layout: layout, Run: layout.All(),
+			Origin: &damselflyv1.Origin{Kind: damselflyv1.Origin_KIND_BLOB, Registry: "r.example.com", Repository: "app"}})
+		took := w.pull(n)
+		if took < 3*time.Second || took > 5*time.Second {
+			t.Errorf("a reader that gets nothing was waited for %v", took)
+		}
+	})
+}
+
+// Neither wrong bytes nor wrong links nor silence keeps a node from the blob.
+func TestLiarsWithoutScheduler(t *testing.T) {
+	for _, lie := range []string{"bytes", "links", "silence"} {
+		t.Run(lie, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, 16)
+				var all []peer.Holder
+				for i := range 5 {
+					r := w.settle(fmt.Sprint("h", i), identity.RoleNode)
+					r.hold(w.l.All())
+					all = append(all, r.self)
+					if i < 2 {
+						r.lie, r.dead = lie, lie == "silence"
+					}
+				}
+				n := w.settle("n", identity.RoleNode)
+				n.seeds = all
+				took := w.pull(n)
+				t.Logf("took %v, the origin sent it %.2f times", took, w.copies())
+				if took > 5*time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// When a scheduler answers, it decides again.
+func TestSchedulerTakesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, 16)
+		a, n := w.settle("a", identity.RoleNode), w.settle("n", identity.RoleNode)
+		a.hold(blob.Run{Count: 8})
+		n.seeds = []peer.Holder{a.self}
+		a.dead = true // so that it is waited for
+		h, err := n.Open(t.Context(), task.Request{Digest: w.d, Size: w.l.Size(), Length: -1,
+			Ref: origin.Ref{Kind: origin.KindBlob, Registry: "r.example.com", Repository: "app", Reference: w.d.String()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := read(h)
+		pass(4 * pieceTime)
+		n.scheduler.mu.Lock()
+		n.scheduler.joined = true
+		n.scheduler.mu.Unlock()
+		n.Handle(control.Joined{Concerns: everything})
+		n.Handle(control.Queued{Digest: w.d})
+		synctest.Wait()
+		before := w.served
+		pass(5 * time.Second)
+		if w.served != before {
+			t.Errorf("the origin was read on, from %d to %d bytes, although a scheduler answers", before, w.served)
+		}
+		if wants := told[control.Want](n.scheduler); !slices.ContainsFunc(wants, func(c control.Want) bool { return c.Digest == w.d }) {
+			t.Error("the scheduler was told of no want")
+		}
+		n.scheduler.mu.Lock()
+		n.scheduler.joined = false
+		n.scheduler.mu.Unlock()
+		n.Handle(control.Lost{Concerns: everything})
+		if r := <-out; r.err != nil || !bytes.Equal(r.data, w.data) {
+			t.Errorf("read %d bytes, %v", len(r.data), r.err)
+		}
+	})
+}
