@@ -43,6 +43,7 @@ type coreSettings struct {
 	Quarantine        config.Duration `flag:"-" doc:"How long nobody reads from it then."`
 	Failures          int             `flag:"-" doc:"Leases of one node and blob that may fail in a row."`
 	TellTime          config.Duration `flag:"-" doc:"How long an asked node may take to tell its links."`
+	ReturnTime        config.Duration `flag:"-" doc:"How long after the first node came a blob that came half way is not read from its origin."`
 	IdleTime          config.Duration `flag:"-" doc:"How long a blob is remembered that nobody wants."`
 	SweepTime         config.Duration `flag:"-" doc:"Period in which deadlines are looked at."`
 	MaxPieces         int             `flag:"-" doc:"Most pieces of all wanted blobs together."`

@@ -116,6 +116,11 @@ type Config struct {
 	// TellTime is how long an asked node may take to tell its links. Default
 	// 300 ms.
 	TellTime Time
+	// ReturnTime is how long after the first node came a blob that came half way, from
+	// a scheduler that is gone, is not read from its origin: as long as nodes may take to
+	// come back, the one that reads it among them. Longer delays what really nobody
+	// holds. Default 2.5 s.
+	ReturnTime Time
 	// IdleTime is how long links and counts of a blob are kept that nobody
 	// wants any more. Default 60 s.
 	IdleTime Time
@@ -144,7 +149,7 @@ func DefaultConfig() Config {
 		OriginBackoff: 250 * Millisecond, OriginBackoffMax: 10 * Second, MaxPause: 60 * Second,
 		BusyTime: 20 * Millisecond, AvoidTime: Second, Reports: 3, GoneTime: 10 * Second,
 		Strikes: 3, Quarantine: 600 * Second, Failures: 16,
-		TellTime: 300 * Millisecond, IdleTime: 60 * Second, SweepTime: 50 * Millisecond,
+		TellTime: 300 * Millisecond, ReturnTime: 2500 * Millisecond, IdleTime: 60 * Second, SweepTime: 50 * Millisecond,
 		MaxPieces: 8 << 20, MaxHoldings: 64 << 20,
 	}
 }
@@ -169,7 +174,7 @@ func (c *Config) numbers() []number {
 		span("OriginBackoffMax", &c.OriginBackoffMax, d.OriginBackoffMax), span("MaxPause", &c.MaxPause, d.MaxPause),
 		span("BusyTime", &c.BusyTime, d.BusyTime), span("AvoidTime", &c.AvoidTime, d.AvoidTime),
 		span("GoneTime", &c.GoneTime, d.GoneTime), span("Quarantine", &c.Quarantine, d.Quarantine),
-		span("TellTime", &c.TellTime, d.TellTime), span("IdleTime", &c.IdleTime, d.IdleTime),
+		span("TellTime", &c.TellTime, d.TellTime), span("ReturnTime", &c.ReturnTime, d.ReturnTime), span("IdleTime", &c.IdleTime, d.IdleTime),
 		span("SweepTime", &c.SweepTime, d.SweepTime),
 	}
 }

@@ -25,6 +25,7 @@ type State struct {
 	policy policy
 	rng    *rand.Rand
 	now    Time
+	begun  Time // when the first node came
 	out    []Decision
 
 	nodes   []*node // by handle, nil where free

@@ -46,6 +46,9 @@ func (s *State) attend(e *Attend) {
 		return
 	}
 	s.leave(e.Node)
+	if s.serial == 0 {
+		s.begun = s.now
+	}
 	s.serial++
 	n := &node{
 		serial: s.serial, id: e.Node, address: e.Address, place: place{e.Region, e.Zone, e.Rack}, seed: e.Seed,

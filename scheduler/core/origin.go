@@ -121,13 +121,14 @@ func (b *swarm) hole(from int) blob.Run {
 }
 
 // adopt has a swarm that came here half way, from a scheduler that is gone, wait until
-// its nodes have said what they hold: the origin was read for that before.
+// its nodes have said what they hold: the origin was read for that before. Where this
+// scheduler has just begun, they first have to come.
 func (s *State) adopt(b *swarm) {
 	if b.adopted || s.now > b.appeared+adoptTime {
 		return
 	}
 	b.adopted = true
-	b.after = max(b.after, s.now+s.cfg.TellTime)
+	b.after = max(b.after, s.now+s.cfg.TellTime, s.begun+s.cfg.ReturnTime)
 	s.wakeSwarm(b, b.after)
 	s.endReader(b)
 }
