@@ -1,0 +1,53 @@
+package fabric
+
+import (
+	"context"
+	"net"
+	"runtime"
+
+	"github.com/vishvananda/netns"
+)
+
+// onThread runs fn on a thread of its own, which fn may move to another namespace:
+// the thread ends with it.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		done <- fn()
+	}()
+	return <-done
+}
+
+// inside runs fn in the namespace.
+func (s *space) inside(fn func() error) error {
+	return onThread(func() error {
+		if err := netns.Set(s.ns); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// Dial connects from the port; address is IP:port. The connection may be used from
+// any goroutine.
+func (p *Port) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	dialer := net.Dialer{}
+	dialer.SetMultipathTCP(false)
+	err = p.inside(func() error {
+		conn, err = dialer.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Listen listens at the port, at IP:port. The listener may be used from any goroutine.
+func (p *Port) Listen(ctx context.Context, network, address string) (l net.Listener, err error) {
+	config := net.ListenConfig{}
+	config.SetMultipathTCP(false)
+	err = p.inside(func() error {
+		l, err = config.Listen(ctx, network, address)
+		return err
+	})
+	return l, err
+}
