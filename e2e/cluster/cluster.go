@@ -7,15 +7,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/damselfly-p2p/damselfly/e2e/fabric"
 	"github.com/damselfly-p2p/damselfly/e2e/process"
 )
 
@@ -31,6 +35,9 @@ type Config struct {
 	Hosts []Host
 	// Intercept lists the registries that the nodes' HTTPS proxies serve.
 	Intercept []string
+	// Place gives each member a machine of its own on a network; nil: all are on
+	// loopback.
+	Place func(name string, role Role) (*fabric.Port, error)
 	// LogLevel is info when empty.
 	LogLevel string
 }
@@ -66,6 +73,8 @@ type Member struct {
 	// what one of several schedulers was told.
 	Ops, Peer, Gossip, Trace string
 
+	port    *fabric.Port // nil: on loopback
+	client  *http.Client
 	program string
 	args    []string
 	process *process.Process
@@ -150,6 +159,9 @@ func (c *Cluster) New(like Member) (*Member, error) {
 	if m.Dir == "" {
 		m.Dir = filepath.Join(c.cfg.Dir, m.Name)
 	}
+	if err := c.place(m); err != nil {
+		return nil, err
+	}
 	if err := c.configure(m); err != nil {
 		return nil, err
 	}
@@ -159,6 +171,40 @@ func (c *Cluster) New(like Member) (*Member, error) {
 		return m, nil
 	}
 	return m, c.token(m)
+}
+
+// place gives a member its machine and the addresses there.
+func (c *Cluster) place(m *Member) (err error) {
+	m.client = http.DefaultClient
+	if c.cfg.Place == nil {
+		return nil
+	}
+	if m.port, err = c.cfg.Place(m.Name, m.Role); err != nil {
+		return err
+	}
+	// A connection for each call: a member that was killed leaves none behind.
+	m.client = &http.Client{Transport: &http.Transport{DialContext: m.port.Dial, DisableKeepAlives: true}}
+	at := func(host string, port int) string { return net.JoinHostPort(host, strconv.Itoa(port)) }
+	self := m.port.Addr().String()
+	m.Peer, m.Gossip, m.Ops = at(self, 9101), at(self, 9102), at(self, 9103)
+	if m.Role == Node {
+		m.Mirror, m.Hub, m.Proxy = at("127.0.0.1", 9104), at("127.0.0.1", 9105), at("127.0.0.1", 9106)
+	}
+	return nil
+}
+
+// Client reaches the member from its own machine.
+func (m *Member) Client() *http.Client { return m.client }
+
+// ProcessID is the ID of a running member's process.
+func (m *Member) ProcessID() int { return m.process.ID() }
+
+// netns is the namespace that the member runs in, empty on loopback.
+func (m *Member) netns() string {
+	if m.port == nil {
+		return ""
+	}
+	return m.port.Path()
 }
 
 // token gets a join token for a member from the scheduler.
@@ -190,12 +236,12 @@ func (m *Member) Start(ctx context.Context) error {
 func (m *Member) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	return m.process.Ready(ctx, process.Answers("http://"+m.Ops+"/readyz"))
+	return m.process.Ready(ctx, process.AnswersBy(m.client, "http://"+m.Ops+"/readyz"))
 }
 
 // Launch starts a member that is not running and does not wait.
 func (m *Member) Launch() error {
-	p, err := process.Start(process.Spec{Name: m.Name, Path: m.program, Args: m.args, Dir: m.Dir})
+	p, err := process.Start(process.Spec{Name: m.Name, Path: m.program, Args: m.args, Dir: m.Dir, Netns: m.netns()})
 	if err != nil {
 		return err
 	}

@@ -63,8 +63,10 @@ func (c *Cluster) scheduler(m *Member, log logFile) error {
 	file := schedulerFile{StateDir: m.DataDir, Trace: os.Getenv(envTrace), Listen: m.Peer, Log: log, Ops: listener{m.Ops}}
 	if c.cfg.Schedulers > 1 {
 		var err error
-		if m.Gossip, err = process.FreeAddr(); err != nil {
-			return err
+		if m.Gossip == "" {
+			if m.Gossip, err = process.FreeAddr(); err != nil {
+				return err
+			}
 		}
 		m.Trace = filepath.Join(m.Dir, "trace")
 		file.Gossip, file.Trace = listener{m.Gossip}, m.Trace

@@ -56,7 +56,7 @@ func (m *Member) Metrics(ctx context.Context) (map[string]*dto.MetricFamily, err
 	if err != nil {
 		return nil, fmt.Errorf("metrics of %s: %w", m.Name, err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := m.client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("metrics of %s: %w", m.Name, err)
 	}

@@ -20,7 +20,7 @@ import (
 // Front is a reverse proxy in front of an HTTP server: it counts, and it injects
 // faults. It is safe for concurrent use.
 type Front struct {
-	// URL is where it listens, http://127.0.0.1:port.
+	// URL is where it listens, http://host:port.
 	URL string
 	*Counter
 
@@ -44,12 +44,16 @@ type Rule struct {
 // NewFront starts a front of the server at upstream; counter may be shared with
 // other fronts. The caller closes it.
 func NewFront(upstream string, counter *Counter) (*Front, error) {
+	return newFront(upstream, counter, nil)
+}
+
+func newFront(upstream string, counter *Counter, listen func() (net.Listener, error)) (*Front, error) {
 	target, err := url.Parse(upstream)
 	if err != nil {
 		return nil, fmt.Errorf("front of %s: %w", upstream, err)
 	}
 	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
-	return NewHandlerFront(&httputil.ReverseProxy{
+	return newHandlerFront(&httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(target)
 			p.Out.Host = p.In.Host // a presigned URL signs it
@@ -61,12 +65,19 @@ func NewFront(upstream string, counter *Counter) (*Front, error) {
 				w.WriteHeader(http.StatusBadGateway)
 			}
 		},
-	}, counter)
+	}, counter, listen)
 }
 
 // NewHandlerFront starts a front of a handler in this process.
 func NewHandlerFront(next http.Handler, counter *Counter) (*Front, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	return newHandlerFront(next, counter, nil)
+}
+
+func newHandlerFront(next http.Handler, counter *Counter, listen func() (net.Listener, error)) (*Front, error) {
+	if listen == nil {
+		listen = func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+	}
+	listener, err := listen()
 	if err != nil {
 		return nil, fmt.Errorf("front: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +36,8 @@ type Config struct {
 	Kind     Kind
 	// Bucket stores blobs in a bucket and redirects to it by presigned URLs.
 	Bucket bool
+	// Listen opens what the fronts listen on; nil: a port of loopback.
+	Listen func() (net.Listener, error)
 }
 
 // Origin is a registry with the front that clients of it must use.
@@ -101,7 +104,7 @@ func (o *Origin) start(ctx context.Context, cfg Config) error {
 	if err := registry.Ready(ctx, process.Answers(o.direct+"/v2/")); err != nil {
 		return err
 	}
-	o.Front, err = NewFront(o.direct, counter)
+	o.Front, err = newFront(o.direct, counter, cfg.Listen)
 	return err
 }
 
@@ -159,7 +162,7 @@ func (o *Origin) startBucket(ctx context.Context, cfg Config, counter *Counter) 
 	if err := gateway.Ready(ctx, process.Answers("http://"+addr+"/")); err != nil {
 		return err
 	}
-	o.bucket, err = NewFront("http://"+addr, counter)
+	o.bucket, err = newFront("http://"+addr, counter, cfg.Listen)
 	return err
 }
 

@@ -37,6 +37,9 @@ type Spec struct {
 	// before it starts. Not empty: the process gets its own mount and PID
 	// namespaces, so that its mounts and children end with it. Needs root.
 	Mounts []string
+	// Netns is the file of a network namespace that the program runs in; empty: the
+	// caller's. Needs root and util-linux.
+	Netns string
 }
 
 // Process is a program that was started. Its methods may be called from
@@ -106,6 +109,9 @@ func (s Spec) command(ctx context.Context) (*exec.Cmd, *os.File, error) {
 			strings.Join(s.Mounts, "\n") + "\nexec \"$0\" \"$@\"\n"
 		path, args = "/bin/sh", append([]string{"-c", script, s.Path}, s.Args...)
 	}
+	if s.Netns != "" { // nsenter becomes the program: the process keeps its ID
+		path, args = "nsenter", append([]string{"--net=" + s.Netns, "--", path}, args...)
+	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = s.Dir
 	cmd.SysProcAttr = attr
@@ -125,6 +131,9 @@ func (p *Process) Wait(ctx context.Context) error {
 		return fmt.Errorf("%s did not end by itself: %w", p.name, ctx.Err())
 	}
 }
+
+// ID is the process's ID.
+func (p *Process) ID() int { return p.cmd.Process.Pid }
 
 // Signal sends a signal to the process.
 func (p *Process) Signal(sig os.Signal) error {
@@ -212,7 +221,10 @@ func (p *Process) Ready(ctx context.Context, check func(context.Context) error) 
 
 // Answers checks that GET url is answered with a status below 500 that is not
 // 404, for Ready.
-func Answers(url string) func(context.Context) error {
+func Answers(url string) func(context.Context) error { return AnswersBy(http.DefaultClient, url) }
+
+// AnswersBy is Answers by a client of the caller's, which may be in another network.
+func AnswersBy(client *http.Client, url string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
@@ -220,7 +232,7 @@ func Answers(url string) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil {
 			return err
 		}
