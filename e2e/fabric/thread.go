@@ -2,19 +2,32 @@ package fabric
 
 import (
 	"context"
+	"errors"
 	"net"
 	"runtime"
 
 	"github.com/vishvananda/netns"
 )
 
-// onThread runs fn on a thread of its own, which fn may move to another namespace:
-// the thread ends with it.
+// onThread runs fn, which may move its thread to another namespace, and takes the
+// thread back. Only one that cannot go back ends: with a thread end the programs that
+// were started from it, where they were told to die with who started them.
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		done <- fn()
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		err = fn()
+		back := netns.Set(home)
+		if back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- errors.Join(err, back, home.Close())
 	}()
 	return <-done
 }
