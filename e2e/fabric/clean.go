@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // mark begins the names of all namespaces of this package: then come the process that
@@ -25,6 +27,9 @@ func ownerOf(pid int) (string, error) {
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 20 {
 		return "", fmt.Errorf("/proc/%d/stat: %q is not as proc_pid_stat(5) says", pid, raw)
+	}
+	if fields[0] == "Z" { // killed, and nobody asked yet how it ended
+		return "", fmt.Errorf("process %d has ended", pid)
 	}
 	return fmt.Sprintf("%d.%s", pid, fields[19]), nil
 }
@@ -45,13 +50,23 @@ func Clean() (removed []string, err error) {
 		if !ok || !strings.HasPrefix(entry.Name(), mark) || alive(owner) {
 			continue
 		}
-		if err := netns.DeleteNamed(entry.Name()); err != nil {
+		if err := unname(entry.Name()); err != nil {
 			errs = append(errs, fmt.Errorf("remove namespace %s: %w", entry.Name(), err))
 			continue
 		}
 		removed = append(removed, entry.Name())
 	}
 	return removed, errors.Join(errs...)
+}
+
+// unname takes a namespace's name away. A process that was killed while it made one
+// may have left a file that is none.
+func unname(name string) error {
+	err := netns.DeleteNamed(name)
+	if errors.Is(err, unix.EINVAL) {
+		return os.Remove(filepath.Join(named, name))
+	}
+	return err
 }
 
 // alive tells whether the process that an owner names still runs.

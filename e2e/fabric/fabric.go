@@ -28,12 +28,26 @@ type Fabric struct {
 	core   *space // has the bridges
 	bridge netlink.Link
 
+	life   sync.RWMutex // held for writing to close, for reading by all that uses a space
+	closed bool
+
 	mu     sync.Mutex
 	spaces []*space // all but core
+	ports  []*Port  // those whose links are made
 	names  map[string]bool
 	last   int // address and link that were given out last
 	racks  int
-	closed bool
+}
+
+// use runs fn unless the network is closed: netlink would then reach the namespace of
+// the caller in place of the one that is gone.
+func (f *Fabric) use(fn func() error) error {
+	f.life.RLock()
+	defer f.life.RUnlock()
+	if f.closed {
+		return net.ErrClosed
+	}
+	return fn()
 }
 
 // space is a namespace and a handle to what is in it.
@@ -43,8 +57,8 @@ type space struct {
 	*netlink.Handle
 }
 
-// Path is the file that names the namespace, for nsenter.
-func (s *space) Path() string { return filepath.Join(named, s.name) }
+// path is the file that names the namespace.
+func (s *space) path() string { return filepath.Join(named, s.name) }
 
 // New makes an empty network. The caller closes it.
 func New(ctx context.Context) (*Fabric, error) {
@@ -77,16 +91,21 @@ func (f *Fabric) open() error {
 	return err
 }
 
-// addBridge makes a bridge whose frames no firewall looks at.
+// addBridge makes a bridge whose frames no firewall looks at, and that sends none of
+// its own: it would, to find who wants multicast.
 func (s *space) addBridge(name string) (netlink.Link, error) {
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}}
+	snoops := false
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, MulticastSnooping: &snoops}
 	if err := s.LinkAdd(bridge); err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", name, err)
 	}
 	if err := s.LinkSetUp(bridge); err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", name, err)
 	}
-	return bridge, s.inside(func() error {
+	return bridge, onThread(func() error {
+		if err := s.enter(); err != nil {
+			return err
+		}
 		return sysctl("net/bridge/bridge-nf-call-iptables", "0")
 	})
 }
@@ -130,6 +149,9 @@ func (s *space) close() error {
 	return nil
 }
 
+// enter moves the calling thread into the namespace.
+func (s *space) enter() error { return netns.Set(s.ns) }
+
 // sysctl sets a value, unless this kernel has no such.
 func sysctl(name, value string) error {
 	err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0)
@@ -142,8 +164,8 @@ func sysctl(name, value string) error {
 // Close removes all that was made. What still runs in a namespace of it loses its
 // network. Close may be called again.
 func (f *Fabric) Close() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.life.Lock()
+	defer f.life.Unlock()
 	if f.closed {
 		return nil
 	}
@@ -163,8 +185,6 @@ func (f *Fabric) reserve(name string) (netip.Addr, int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.closed:
-		return netip.Addr{}, 0, net.ErrClosed
 	case name == "core" || f.names[name] || name == "" || filepath.Base(name) != name:
 		return netip.Addr{}, 0, fmt.Errorf("%q is taken, or no name for a port", name)
 	case f.last == 250*250:

@@ -45,8 +45,9 @@ type Link struct{ Up, Down Rate }
 const mtu = 1500
 
 // What a shaped link holds back at most: what it may send at once after a pause, and
-// what waits in its queue. A burst below a 64 KiB packet would cut those to the MTU,
-// at five times the CPU; a queue of bytes bounds the delay under load.
+// what waits in its queue. A burst holds two of the kernel's packets of 64 KiB, which
+// htb keeps whole: tbf(8) would cut them, at five times the CPU. A queue of bytes bounds
+// the delay under load, where htb's own counts packets of whatever size.
 const (
 	burst      = 128 << 10
 	queueTime  = 0.03 // seconds at the rate

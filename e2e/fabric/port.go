@@ -1,7 +1,6 @@
 package fabric
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -11,13 +10,16 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// Port is a machine on the network: a namespace with one shaped link.
+// Port is a machine on the network: a namespace with one shaped link. Its methods are
+// safe for concurrent use.
 type Port struct {
-	*space
+	f     *Fabric
+	at    *space
 	label string
 	addr  netip.Addr
-	far   *space // has the other end of its link
-	end   string // that end's name
+	mac   net.HardwareAddr
+	near  int    // index of its own end of the link
+	end   string // name of the other end, which is in the core
 }
 
 // Name is what Add was told.
@@ -26,37 +28,33 @@ func (p *Port) Name() string { return p.label }
 // Addr is the port's address, which all ports reach.
 func (p *Port) Addr() netip.Addr { return p.addr }
 
-// Rack is a bridge that shares one link to all others.
-type Rack struct {
-	f      *Fabric
-	label  string
-	bridge netlink.Link
-	uplink netlink.Link // the rack's end
-}
-
-// Name is what AddRack was told.
-func (r *Rack) Name() string { return r.label }
+// Path is the file that names the port's namespace, for nsenter.
+func (p *Port) Path() string { return p.at.path() }
 
 // Add adds a machine. It returns when its link is up.
 func (f *Fabric) Add(name string, l Link) (*Port, error) { return f.add(name, l, f.bridge) }
 
-// Add adds a machine to the rack.
-func (r *Rack) Add(name string, l Link) (*Port, error) { return r.f.add(name, l, r.bridge) }
-
-func (f *Fabric) add(name string, l Link, bridge netlink.Link) (*Port, error) {
-	addr, number, err := f.reserve(name)
+func (f *Fabric) add(name string, l Link, bridge netlink.Link) (p *Port, err error) {
+	err = f.use(func() error {
+		addr, number, err := f.reserve(name)
+		if err != nil {
+			return err
+		}
+		s, err := newSpace(f.prefix + name)
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.spaces = append(f.spaces, s)
+		f.mu.Unlock()
+		p = &Port{f: f, at: s, label: name, addr: addr, end: fmt.Sprintf("p%d", number),
+			mac: net.HardwareAddr{2, 77, 0, 0, byte(number >> 8), byte(number)}}
+		if err := p.plug(l, bridge); err != nil {
+			return err
+		}
+		return f.introduce(p)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("add %s to the network: %w", name, err)
-	}
-	s, err := newSpace(f.prefix + name)
-	if err != nil {
-		return nil, err
-	}
-	f.mu.Lock()
-	f.spaces = append(f.spaces, s)
-	f.mu.Unlock()
-	p := &Port{space: s, label: name, addr: addr, far: f.core, end: fmt.Sprintf("p%d", number)}
-	if err := p.plug(l, bridge); err != nil {
 		return nil, fmt.Errorf("add %s to the network: %w", name, err)
 	}
 	return p, nil
@@ -65,28 +63,50 @@ func (f *Fabric) add(name string, l Link, bridge netlink.Link) (*Port, error) {
 // plug makes the port's link.
 func (p *Port) plug(l Link, bridge netlink.Link) error {
 	// The end at the bridge sends what the port is sent.
+	core := p.f.core
 	pair := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: p.end, MTU: mtu, TxQLen: queueLength(l.Down), MasterIndex: bridge.Attrs().Index},
-		PeerName:  "eth0", PeerNamespace: netlink.NsFd(p.ns), PeerTxQLen: queueLength(l.Up),
+		PeerName:  "eth0", PeerNamespace: netlink.NsFd(p.at.ns), PeerTxQLen: queueLength(l.Up), PeerHardwareAddr: p.mac,
 	}
-	if err := p.far.LinkAdd(pair); err != nil {
+	if err := core.LinkAdd(pair); err != nil {
 		return err
 	}
-	near, err := p.LinkByName("eth0")
+	near, err := p.at.LinkByName("eth0")
 	if err != nil {
 		return err
 	}
-	far, err := p.far.LinkByName(p.end)
+	p.near = near.Attrs().Index
+	far, err := core.LinkByName(p.end)
 	if err != nil {
 		return err
 	}
 	address := &netlink.Addr{IPNet: &net.IPNet{IP: p.addr.AsSlice(), Mask: net.CIDRMask(Subnet().Bits(), 32)}}
-	err = errors.Join(p.far.shape(far, l.Down), p.shape(near, l.Up), p.AddrAdd(near, address),
-		p.far.LinkSetUp(far), p.LinkSetUp(near))
+	err = errors.Join(core.shape(far, l.Down), p.at.shape(near, l.Up), p.at.AddrAdd(near, address),
+		core.LinkSetUp(far), p.at.LinkSetUp(near))
 	if err != nil {
 		return err
 	}
 	return p.carries()
+}
+
+// introduce tells a new port and all others of each other, for good. What they would
+// learn by asking goes to a table that all namespaces of the kernel share, which holds
+// about a thousand entries: 32 machines that talk to each other fill it.
+func (f *Fabric) introduce(p *Port) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	for _, other := range f.ports {
+		errs = append(errs, p.knows(other), other.knows(p))
+	}
+	f.ports = append(f.ports, p)
+	return errors.Join(errs...)
+}
+
+func (p *Port) knows(other *Port) error {
+	return p.at.NeighSet(&netlink.Neigh{
+		LinkIndex: p.near, State: netlink.NUD_PERMANENT, IP: other.addr.AsSlice(), HardwareAddr: other.mac,
+	})
 }
 
 // carries waits until both ends of the link are up: the kernel says so a moment after
@@ -95,11 +115,11 @@ func (p *Port) carries() error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for range 600 {
-		near, err := p.LinkByName("eth0")
+		near, err := p.at.LinkByName("eth0")
 		if err != nil {
 			return err
 		}
-		far, err := p.far.LinkByName(p.end)
+		far, err := p.f.core.LinkByName(p.end)
 		if err != nil {
 			return err
 		}
@@ -114,19 +134,19 @@ func (p *Port) carries() error {
 // SetUp pulls the plug, or puts it in again. Connections are not closed: nothing
 // passes.
 func (p *Port) SetUp(up bool) error {
-	far, err := p.far.LinkByName(p.end)
+	err := p.f.use(func() error {
+		core := p.f.core
+		far, err := core.LinkByName(p.end)
+		switch {
+		case err != nil:
+			return err
+		case !up:
+			return core.LinkSetDown(far)
+		}
+		return errors.Join(core.LinkSetUp(far), p.carries())
+	})
 	if err != nil {
 		return fmt.Errorf("plug of %s: %w", p.label, err)
-	}
-	set := p.far.LinkSetDown
-	if up {
-		set = p.far.LinkSetUp
-	}
-	if err := set(far); err != nil {
-		return fmt.Errorf("plug of %s: %w", p.label, err)
-	}
-	if up {
-		return p.carries()
 	}
 	return nil
 }
@@ -136,102 +156,23 @@ func (p *Port) SetUp(up bool) error {
 type Counters struct{ Sent, Received int64 }
 
 // Counters are those of the port.
-func (p *Port) Counters() (Counters, error) { return p.counters("eth0") }
+func (p *Port) Counters() (Counters, error) { return p.f.counters(p.at, "eth0") }
 
-// Counters are those of the rack's link to the others.
-func (r *Rack) Counters() (Counters, error) { return r.f.core.counters(r.uplink.Attrs().Name) }
-
-func (s *space) counters(name string) (Counters, error) {
-	link, err := s.LinkByName(name)
-	if err != nil {
-		return Counters{}, fmt.Errorf("counters of %s: %w", name, err)
-	}
-	n := link.Attrs().Statistics
-	if n == nil {
-		return Counters{}, fmt.Errorf("counters of %s: the kernel gives none", name)
-	}
-	return Counters{Sent: int64(n.TxBytes), Received: int64(n.RxBytes)}, nil
-}
-
-// AddRack adds a rack, whose link to the others is shaped both ways.
-func (f *Fabric) AddRack(name string, uplink Link) (*Rack, error) {
-	f.mu.Lock()
-	f.racks++
-	number := f.racks
-	f.mu.Unlock()
-	r := &Rack{f: f, label: name}
-	var err error
-	if r.bridge, err = f.core.addBridge(fmt.Sprintf("br%d", number)); err != nil {
-		return nil, fmt.Errorf("add rack %s: %w", name, err)
-	}
-	up, down := fmt.Sprintf("up%d", number), fmt.Sprintf("down%d", number)
-	pair := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: up, MTU: mtu, TxQLen: queueLength(uplink.Up), MasterIndex: r.bridge.Attrs().Index},
-		PeerName:  down, PeerTxQLen: queueLength(uplink.Down),
-	}
-	if err := f.core.LinkAdd(pair); err != nil {
-		return nil, fmt.Errorf("add rack %s: %w", name, err)
-	}
-	if r.uplink, err = f.core.LinkByName(up); err != nil {
-		return nil, fmt.Errorf("add rack %s: %w", name, err)
-	}
-	far, err := f.core.LinkByName(down)
-	if err != nil {
-		return nil, fmt.Errorf("add rack %s: %w", name, err)
-	}
-	err = errors.Join(f.core.LinkSetMaster(far, f.bridge), f.core.shape(r.uplink, uplink.Up), f.core.shape(far, uplink.Down),
-		f.core.LinkSetUp(r.uplink), f.core.LinkSetUp(far))
-	if err != nil {
-		return nil, fmt.Errorf("add rack %s: %w", name, err)
-	}
-	return r, nil
-}
-
-// Calibrate is how many bytes of payload a second one plain TCP connection carries
-// from one port to another, for two seconds after its first half.
-func Calibrate(ctx context.Context, from, to *Port) (bytesPerSecond float64, err error) {
-	listener, err := to.Listen(ctx, "tcp", net.JoinHostPort(to.addr.String(), "0"))
-	if err != nil {
-		return 0, fmt.Errorf("calibrate: %w", err)
-	}
-	defer listener.Close()
-	sender, err := from.Dial(ctx, "tcp", listener.Addr().String())
-	if err != nil {
-		return 0, fmt.Errorf("calibrate: %w", err)
-	}
-	defer sender.Close()
-	receiver, err := listener.Accept()
-	if err != nil {
-		return 0, fmt.Errorf("calibrate: %w", err)
-	}
-	defer receiver.Close()
-	go func() {
-		zeros := make([]byte, 256<<10)
-		for {
-			if _, err := sender.Write(zeros); err != nil {
-				return // closed: it was measured
-			}
-		}
-	}()
-	const slowStart, measured = 500 * time.Millisecond, 2 * time.Second
-	buffer := make([]byte, 256<<10)
-	begin, n := time.Now(), 0
-	var start time.Time
-	for ctx.Err() == nil {
-		got, err := receiver.Read(buffer)
+func (f *Fabric) counters(s *space, name string) (c Counters, err error) {
+	err = f.use(func() error {
+		link, err := s.LinkByName(name)
 		if err != nil {
-			return 0, fmt.Errorf("calibrate: %w", err)
+			return err
 		}
-		now := time.Now()
-		switch {
-		case start.IsZero() && now.Sub(begin) >= slowStart:
-			start = now
-		case !start.IsZero():
-			n += got
-			if took := now.Sub(start); took >= measured {
-				return float64(n) / took.Seconds(), nil
-			}
+		n := link.Attrs().Statistics
+		if n == nil {
+			return errors.New("the kernel gives none")
 		}
+		c = Counters{Sent: int64(n.TxBytes), Received: int64(n.RxBytes)}
+		return nil
+	})
+	if err != nil {
+		return Counters{}, fmt.Errorf("counters of %s in %s: %w", name, s.name, err)
 	}
-	return 0, ctx.Err()
+	return c, nil
 }

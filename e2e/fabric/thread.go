@@ -3,6 +3,7 @@ package fabric
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"runtime"
 
@@ -32,11 +33,12 @@ func onThread(fn func() error) error {
 	return <-done
 }
 
-// inside runs fn in the namespace.
-func (s *space) inside(fn func() error) error {
+// inside runs fn in the port's namespace. It holds nothing while fn runs: a dial may
+// last for longer than the network.
+func (p *Port) inside(fn func() error) error {
 	return onThread(func() error {
-		if err := netns.Set(s.ns); err != nil {
-			return err
+		if err := p.f.use(p.at.enter); err != nil {
+			return fmt.Errorf("enter the namespace of %s: %w", p.label, err)
 		}
 		return fn()
 	})

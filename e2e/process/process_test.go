@@ -3,13 +3,17 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/damselfly-p2p/damselfly/e2e/fabric"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -76,6 +80,57 @@ func TestRun(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "reason") {
 		t.Errorf("Run: %v, want the reason", err)
 	}
+}
+
+// A program that is started in a namespace runs there, under the ID that is told, with
+// mounts of its own or without.
+func TestNetns(t *testing.T) {
+	f, err := fabric.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	port, err := f.Add("p", fabric.Link{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := inode(t, port.Path())
+	for name, mounts := range map[string][]string{"alone": nil, "mounts": {"mount -t tmpfs tmpfs ."}} {
+		t.Run(name, func(t *testing.T) {
+			spec := shell(t, `echo said; exec sleep 1000`)
+			spec.Netns, spec.Mounts = port.Path(), mounts
+			p, err := Start(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Kill()
+			if err := p.Ready(t.Context(), func(context.Context) error {
+				if said := p.Tail(1); said != "said" {
+					return errors.New(said)
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got := inode(t, fmt.Sprintf("/proc/%d/ns/net", p.ID())); got != want {
+				t.Errorf("process %d runs in the namespace %d, want %d", p.ID(), got, want)
+			}
+		})
+	}
+}
+
+// inode tells namespaces apart.
+func inode(t *testing.T, file string) uint64 {
+	t.Helper()
+	var stat syscall.Stat_t
+	if err := syscall.Stat(file, &stat); err != nil {
+		t.Fatal(err)
+	}
+	return stat.Ino
 }
 
 func TestFreeAddr(t *testing.T) {
