@@ -49,6 +49,17 @@ func Prepare(ctx context.Context, root string) (Programs, error) {
 	return p, nil
 }
 
+// PrepareLab makes the machine ready for the swarm lab, which needs less: nsenter and
+// the registry. It returns the registry's program.
+func PrepareLab(ctx context.Context, root string) (registry string, err error) {
+	if _, err := exec.LookPath("nsenter"); err != nil {
+		return "", fmt.Errorf("the lab needs nsenter of util-linux: %w; apt-get install util-linux", err)
+	}
+	tools := cache("tools")
+	err = build(ctx, filepath.Join(root, "tools", "e2e"), tools, nil, "github.com/distribution/distribution/v3/cmd/registry")
+	return filepath.Join(tools, "registry"), err
+}
+
 // Build builds scheduler, seed and dfget from the repository at root, with the
 // race detector if race is set, and returns their directory.
 func Build(ctx context.Context, root string, race bool) (string, error) {
@@ -57,6 +68,12 @@ func Build(ctx context.Context, root string, race bool) (string, error) {
 		bin, flags = cache("bin-race"), []string{"-race"}
 	}
 	return bin, build(ctx, root, bin, flags, "./scheduler", "./seed", "./dfget")
+}
+
+// BuildRogue builds the node that misbehaves (e2e/rogue) beside what Build builds
+// without the race detector, and returns its file.
+func BuildRogue(ctx context.Context, root string) (string, error) {
+	return filepath.Join(cache("bin"), "rogue"), build(ctx, root, cache("bin"), nil, "./e2e/rogue")
 }
 
 // cache is a directory for what is built.

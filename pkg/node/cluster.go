@@ -243,7 +243,7 @@ func (m *member) serve(ctx context.Context, id *identity.Identity, sending func(
 	// A scheduler counts a slot as free when the receiver says so, a moment
 	// before the holder has closed the stream: the limit leaves room for that.
 	srv := grpc.NewServer(append(peer.ServerOptions(),
-		grpc.Creds(id.ServerCredentials()),
+		grpc.Creds(peer.Buffered(id.ServerCredentials())),
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 	)...)

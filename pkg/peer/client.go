@@ -303,7 +303,7 @@ func (c *Client) acquire(h Holder) (*conn, error) {
 
 func (c *Client) dial(h Holder) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+h.Address,
-		grpc.WithTransportCredentials(credentials.NewTLS(c.transport.ClientTLS(identity.Expect{Roles: []identity.Role{identity.RoleNode, identity.RoleSeed}, ID: h.ID}))),
+		grpc.WithTransportCredentials(Buffered(credentials.NewTLS(c.transport.ClientTLS(identity.Expect{Roles: []identity.Role{identity.RoleNode, identity.RoleSeed}, ID: h.ID})))),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(newCodec()),
 			grpc.MaxCallRecvMsgSize(chunkLength+headerLimit),

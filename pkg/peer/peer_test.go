@@ -97,7 +97,7 @@ func serve(t testing.TB, h *holder, service damselflyv1.PeerServer) peer.Holder 
 		t.Fatal(err)
 	}
 	table := identity.MethodRoles()
-	srv := grpc.NewServer(append(peer.ServerOptions(), grpc.Creds(id.ServerCredentials()),
+	srv := grpc.NewServer(append(peer.ServerOptions(), grpc.Creds(peer.Buffered(id.ServerCredentials())),
 		grpc.UnaryInterceptor(identity.UnaryInterceptor(table)), grpc.StreamInterceptor(identity.StreamInterceptor(table)))...)
 	damselflyv1.RegisterPeerServer(srv, service)
 	done := make(chan error, 1)

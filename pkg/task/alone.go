@@ -137,7 +137,7 @@ func (a *alone) fetch(ctx context.Context) error {
 func (a *alone) lane(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for ctx.Err() == nil {
 		a.mu.Lock()
 		changed := a.changed
 		a.mu.Unlock()
@@ -155,6 +155,7 @@ func (a *alone) lane(ctx context.Context) error {
 		case <-timer.C: // a holder's rest may be over
 		}
 	}
+	return nil
 }
 
 // idleLane is when a lane without work looks again.

@@ -35,8 +35,8 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 		defer cancel()
 	}
 	missing := t.blob.Missing(l.Run)
-	p := newPace(l, missing, func() { m.scheduler.Tell(control.Ending{Lease: l.ID}) })
-	defer p.stop()
+	p := newPace(l, missing, time.Duration(m.asking.Load()), func() { m.scheduler.Tell(control.Ending{Lease: l.ID}) })
+	defer func() { m.smooth(p.stop()) }()
 	for _, run := range missing {
 		err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(from identity.Role, i int, piece []byte) error {
 			if err := t.blob.Put(i, piece); err != nil {
@@ -52,6 +52,17 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 		m.contacts.served(l.Digest, peer.Holder(*l.Holder), time.Now())
 	}
 	return n, nil
+}
+
+// smooth notes how long a holder took to begin.
+func (m *Manager) smooth(asked time.Duration) {
+	if asked > 0 {
+		old := m.asking.Load()
+		if old == 0 {
+			old = int64(asked)
+		}
+		m.asking.Store(old + (int64(asked)-old)/8)
+	}
 }
 
 // took counts and tells piece i, of n bytes, which another node has sent.

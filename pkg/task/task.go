@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -96,6 +97,7 @@ type Manager struct {
 	pieces    sync.Pool
 	running   sync.WaitGroup
 	contacts  *contacts
+	asking    atomic.Int64 // nanoseconds from asking a holder to the first of its bytes, smoothed
 
 	ctx  context.Context // of every task; ended by Run
 	stop context.CancelCauseFunc

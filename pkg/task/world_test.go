@@ -139,11 +139,12 @@ func (b *body) Close() error { return nil }
 
 // swarm is what other nodes hold.
 type swarm struct {
-	data map[blob.Digest][]byte
-	flip bool
-	err  error
-	each time.Duration // that 64 KiB take
-	hang bool          // sends nothing
+	data  map[blob.Digest][]byte
+	flip  bool
+	err   error
+	each  time.Duration // that 64 KiB take
+	asked time.Duration // before the first of them
+	hang  bool          // sends nothing
 }
 
 func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
@@ -154,6 +155,7 @@ func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.L
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
+	pass(s.asked)
 	for i := run.First; i < run.End(); i++ {
 		p := bytes.Clone(piece(l, s.data[d], i))
 		if s.flip {

@@ -44,6 +44,7 @@ type State struct {
 
 	leases    leases
 	usualRate int64 // bytes per second of leases from holders, a mean
+	usualTrip Time  // how much longer a lease takes here than at its node, a mean
 	pace      pace
 	hosts     map[string]*host
 	timers    timers

@@ -263,6 +263,7 @@ func (s *State) done(e *Done) {
 		rate := int64(float64(e.Bytes) / float64(e.Time) * float64(Second))
 		n.downRate = learn(n.downRate, rate)
 		s.usualRate += (rate - s.usualRate) / 64
+		s.usualTrip += (max(s.now-l.since-e.Time, 0) - s.usualTrip) / 64
 		s.classify(n)
 		if h != nil {
 			h.upRate = learn(h.upRate, rate)

@@ -355,11 +355,31 @@ func (m *member) urgentPiece(cand bitset) int {
 	return -1
 }
 
+// Runs are tripsLong round trips long at least, while a blob makes coarsest leases:
+// with fewer, the ramp of a crowd costs more than their round trips.
+const (
+	tripsLong = 16
+	coarsest  = 128
+)
+
+// takes is how long a lease of so many pieces usually takes.
+func (s *State) takes(pieces int, b *swarm) Time {
+	if s.usualRate == 0 {
+		return Second
+	}
+	return seconds(int64(pieces)*b.layout.PieceLength(), s.usualRate)
+}
+
 // runLength is how many pieces a lease of b may have now, a power of two.
 func (s *State) runLength(b *swarm) int {
 	most := min(int(s.cfg.LeaseBytes/b.layout.PieceLength()), s.cfg.LeasePieces)
 	if len(b.wanters) > 4 {
-		most = min(most, b.n/s.cfg.SwarmLeases)
+		fine := max(b.n/s.cfg.SwarmLeases, 1)
+		// Each lease costs a part of a round trip, which finer ones have more of.
+		for 2*fine <= b.n/coarsest && s.takes(fine, b) < tripsLong*s.usualTrip {
+			fine *= 2
+		}
+		most = min(most, fine)
 	}
 	most = max(most, 1) * s.pace.factor
 	return 1 << (bits.Len(uint(most)) - 1)

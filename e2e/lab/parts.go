@@ -1,0 +1,32 @@
+package main
+
+import (
+	"context"
+	"slices"
+)
+
+// This file alone lists what a run can be made of.
+
+// scenarios are all there are.
+func scenarios() []scenario { return shapes() }
+
+// side is another way of pulling, to be measured beside Damselfly over the same links:
+// all nodes pull all images of the world at once.
+type side struct {
+	name, what string
+	// measure is called when the scenario is over. The cluster still runs, and has
+	// nothing to do.
+	measure func(ctx context.Context, w *world) (Side, error)
+}
+
+// sides are all there are.
+func sides() []side { return nil }
+
+func findSide(name string) (side, bool) {
+	all := sides()
+	i := slices.IndexFunc(all, func(s side) bool { return s.name == name })
+	if i < 0 {
+		return side{}, false
+	}
+	return all[i], true
+}

@@ -1,0 +1,125 @@
+package main
+
+import "fmt"
+
+// bar is one thing that a row demands of its result.
+type bar struct {
+	what  string // such as "ratio <= 1.15"
+	value func(Result) float64
+	most  float64
+}
+
+// measured is what the result has of it.
+func (b bar) measured(r Result) float64 { return round(b.value(r)) }
+
+func (b bar) holds(r Result) bool { return b.measured(r) <= b.most }
+
+// row is one run of the table.
+type row struct {
+	name     string
+	scenario string
+	nodes    int
+	blob     string // "" where the scenario says the layers
+	bars     []bar
+	in       tables
+}
+
+// tables are those that a row is in.
+type tables int
+
+const (
+	full  tables = iota // the full one
+	short               // the short one
+	both
+)
+
+// args are the flags of the run that a row is.
+func (r row) args() []string {
+	args := []string{"--scenario", r.scenario, "--nodes", fmt.Sprint(r.nodes)}
+	if r.blob != "" {
+		args = append(args, "--blob", r.blob)
+	}
+	return append(args, "--json")
+}
+
+func most(what string, most float64, value func(Result) float64) bar {
+	return bar{fmt.Sprintf("%s <= %.4g", what, most), value, most}
+}
+
+func ratio(n float64) bar { return most("ratio", n, func(r Result) float64 { return r.Ratio }) }
+
+func originRatio(n float64) bar {
+	return most("origin_ratio", n, func(r Result) float64 { return r.OriginRatio })
+}
+
+func nobodyFails() bar {
+	return bar{"failed = 0", func(r Result) float64 { return float64(r.Failed) }, 0}
+}
+
+// medianRatio is the median node time over the bound.
+func medianRatio(what string, n float64) bar {
+	return most(what, n, func(r Result) float64 { return over(r.SecondsP50, r.BoundSeconds) })
+}
+
+func requests(what string, n int) bar {
+	return bar{fmt.Sprintf("origin_requests <= %d (%s)", n, what), func(r Result) float64 { return float64(r.OriginRequests) }, float64(n)}
+}
+
+// figure is a bar on what only one scenario measures.
+func figure(name string, n float64) bar {
+	return most(name, n, func(r Result) float64 { return r.Figures[name] })
+}
+
+func nothingWrong() bar {
+	return bar{"wrong_bytes = 0", func(r Result) float64 { return float64(r.WrongBytes) }, 0}
+}
+
+// rows are the table: what Damselfly promises of real processes on real links. A row
+// whose scenario is not there is left out.
+func rows() []row {
+	const large, quick = "256MiB", "64MiB"
+	all := []row{
+		{name: "flash, N = 8", scenario: "flash", nodes: 8, blob: large, bars: []bar{ratio(1.15), originRatio(1.01)}},
+		{name: "flash, N = 16", scenario: "flash", nodes: 16, blob: large, bars: []bar{ratio(1.15), originRatio(1.01)}},
+		{name: "flash, N = 24", scenario: "flash", nodes: 24, blob: large, bars: []bar{ratio(1.15), originRatio(1.01)}},
+		{name: "flash, N = 16, F = 50 MiB", scenario: "flash", nodes: 16, blob: "50MiB", bars: []bar{ratio(1.20)}},
+		{name: "staggered over F/u, N = 16", scenario: "staggered", nodes: 16, blob: large,
+			bars: []bar{medianRatio("p50 / (F/u)", 1.10)}},
+		{name: "20 layers of 1 MiB, N = 8", scenario: "small", nodes: 8, in: both,
+			bars: []bar{ratio(1.5), requests("one per blob, index, manifest and HEAD", 20+1+3)}},
+		{name: "scheduler killed half way, back after 5 s", scenario: "scheduler-killed", nodes: 16, blob: large,
+			bars: []bar{ratio(1.4), originRatio(1.05)}},
+		{name: "all schedulers gone, one node whole", scenario: "schedulers-gone", nodes: 16, blob: large},
+		{name: "scheduler hangs", scenario: "scheduler-hangs", nodes: 16, blob: large, bars: []bar{
+			most("seconds beyond 1.15 x the bound", 2, func(r Result) float64 { return r.SecondsMax - 1.15*r.BoundSeconds })}},
+		{name: "seed killed half way", scenario: "seed-killed", nodes: 16, blob: large, bars: []bar{ratio(1.4), originRatio(1.05)}},
+		{name: "30 % of nodes killed half way", scenario: "nodes-killed", nodes: 16, blob: large, bars: []bar{ratio(1.5)}},
+		{name: "2 of 16 nodes send wrong bytes", scenario: "wrong-bytes", nodes: 16, blob: large,
+			bars: []bar{nothingWrong(), ratio(1.5), originRatio(1.05)}},
+		{name: "origin answers 429 for 5 s", scenario: "origin-429", nodes: 16, blob: large},
+		{name: "disk full on 2 of 16 nodes", scenario: "full-disk", nodes: 16, blob: large},
+		{name: "late joiner, N = 8", scenario: "late", nodes: 8, blob: quick, bars: []bar{figure("late_ratio", 1.05)}},
+		{name: "two images at once, N = 8", scenario: "two", nodes: 8, blob: large, bars: []bar{ratio(1.25), originRatio(1.01)}},
+		{name: "a quarter of 8 nodes slow", scenario: "slow", nodes: 8, blob: quick,
+			bars: []bar{figure("fast_ratio", 1.30), most("node_ratio", 1.30, func(r Result) float64 { return r.NodeRatio })}},
+		{name: "racks of 4, uplinks 2:1, N = 16", scenario: "racks", nodes: 16, blob: large,
+			bars: []bar{ratio(1.25), figure("uplink_ratio", 1.25)}},
+		{name: "40 layers, N = 8", scenario: "mixed", nodes: 8, blob: large, bars: []bar{ratio(1.30), originRatio(1.01)}},
+		{name: "flash, N = 8, F = 64 MiB", scenario: "flash", nodes: 8, blob: quick, in: short,
+			bars: []bar{ratio(1.20), originRatio(1.01)}},
+		{name: "scheduler killed half way, F = 64 MiB", scenario: "scheduler-killed", nodes: 8, blob: quick, in: short,
+			bars: []bar{originRatio(1.05)}},
+		{name: "seed killed half way, F = 64 MiB", scenario: "seed-killed", nodes: 8, blob: quick, in: short,
+			bars: []bar{originRatio(1.05)}},
+		{name: "2 of 8 nodes send wrong bytes, F = 64 MiB", scenario: "wrong-bytes", nodes: 8, blob: quick, in: short,
+			bars: []bar{nothingWrong(), originRatio(1.05)}},
+	}
+	var there []row
+	for _, r := range all {
+		if _, ok := findScenario(r.scenario); ok {
+			r.bars = append([]bar{nobodyFails()}, r.bars...)
+			there = append(there, r)
+		}
+	}
+	return there
+}
