@@ -415,11 +415,24 @@ func (a *alone) vote() {
 	}
 }
 
+// distrust remembers, for as long as the task lasts, who told links that led to a wrong
+// digest, or sent wrong bytes. The caller holds the manager's mutex.
+func (a *alone) distrust() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, o := range a.others {
+		if o.banned || o.word == agrees {
+			a.t.liars[o.ID] = true
+		}
+	}
+}
+
 // endAlone settles what a task fetched by itself: an error is the task's, unless a
 // scheduler has taken over or a second try is due.
 func (m *Manager) endAlone(t *task, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	a := t.alone
 	t.alone = nil
 	t.asked = time.Now()
 	defer t.changed()
@@ -427,6 +440,7 @@ func (m *Manager) endAlone(t *task, err error) {
 	case err == nil, errors.Is(err, errRecalled):
 		return
 	case errors.Is(err, store.ErrBadDigest):
+		a.distrust()
 		t.broken++
 		if resetErr := t.blob.Reset(); resetErr != nil || t.broken > 1 && !t.turn() {
 			t.end(errors.Join(err, resetErr))

@@ -164,13 +164,7 @@ func (r *resident) hold(runs ...blob.Run) {
 		r.town.t.Fatal(err)
 	}
 	defer b.Release()
-	chain := blob.NewChain(r.town.d, r.town.l)
-	for i := range r.town.l.Pieces() {
-		if next, _ := blob.Advance(r.town.d, r.town.l, i, chain.Link(i), piece(r.town.l, r.town.data, i)); next != nil {
-			_ = chain.Add(i+1, next)
-		}
-	}
-	if err := b.AddLinks(0, chain.Links(0, r.town.l.Pieces())); err != nil {
+	if err := b.AddLinks(0, chainOf(r.town.d, r.town.l, r.town.data).Links(0, r.town.l.Pieces())); err != nil {
 		r.town.t.Fatal(err)
 	}
 	for _, run := range runs {
@@ -180,6 +174,24 @@ func (r *resident) hold(runs ...blob.Run) {
 			}
 		}
 	}
+}
+
+// chainOf is every link that reading data gives.
+func chainOf(d blob.Digest, l blob.Layout, data []byte) *blob.Chain {
+	chain := blob.NewChain(d, l)
+	for i := range l.Pieces() {
+		if next, _ := blob.Advance(d, l, i, chain.Link(i), piece(l, data, i)); next != nil {
+			_ = chain.Add(i+1, next)
+		}
+	}
+	return chain
+}
+
+// forged is other bytes, of the same length.
+func forged(data []byte) []byte {
+	out := bytes.Clone(data)
+	out[len(out)/2] ^= 1
+	return out
 }
 
 // Read implements task.Peers; without a scheduler nobody uses it.
@@ -225,8 +237,14 @@ func (r *resident) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l
 			return err
 		}
 		p := bytes.Clone(piece(l, r.town.data, i))
-		if o.lie == "bytes" {
+		switch o.lie {
+		case "bytes":
 			p[5] ^= 1
+		case "forged chain":
+			p = piece(l, forged(r.town.data), i)
+		case "silence":
+			<-ctx.Done()
+			return context.Cause(ctx)
 		}
 		if err := put(o.role, i, p); err != nil {
 			return err
@@ -272,10 +290,22 @@ func (r *resident) Holdings(ctx context.Context, h peer.Holder, d blob.Digest, l
 		out.Have, out.Sealed = b.Have(), b.Sealed()
 		out.FirstLink, out.Links = b.Links(firstLink, l.Pieces())
 	}
-	if o.lie == "links" && len(out.Links) > 0 {
+	switch {
+	case o.lie == "links" && len(out.Links) > 0:
 		out.Links = bytes.Repeat([]byte{7}, len(out.Links))
+	case o.lie == "no links":
+		out.Links = nil
+	case o.lie == "forged chain":
+		out.Links = chainOf(r.town.d, l, forged(r.town.data)).Links(firstLink, l.Pieces())
 	}
 	return out, nil
+}
+
+func (w *town) request() task.Request {
+	return task.Request{
+		Digest: w.d, Size: w.l.Size(), Length: -1,
+		Ref: origin.Ref{Kind: origin.KindBlob, Registry: "r.example.com", Repository: "app", Reference: w.d.String()},
+	}
 }
 
 // pull opens the blob at each of the nodes at once and reads it whole. It returns how
@@ -285,10 +315,7 @@ func (w *town) pull(nodes ...*resident) time.Duration {
 	started := time.Now()
 	var results []<-chan result
 	for _, r := range nodes {
-		h, err := r.Open(w.t.Context(), task.Request{
-			Digest: w.d, Size: w.l.Size(), Length: -1,
-			Ref: origin.Ref{Kind: origin.KindBlob, Registry: "r.example.com", Repository: "app", Reference: w.d.String()},
-		})
+		h, err := r.Open(w.t.Context(), w.request())
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -406,6 +433,42 @@ func TestLiarsWithoutScheduler(t *testing.T) {
 	}
 }
 
+// Holders that prove nothing, or prove a lie to the end, or send nothing, keep nobody
+// from the origin: not even where no other node is known.
+func TestOnlyLiarsWithoutScheduler(t *testing.T) {
+	for _, lie := range []string{"no links", "forged chain", "silence"} {
+		t.Run(lie, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newTown(t, 16)
+				liar := w.settle("liar", identity.RoleSeed)
+				liar.hold(w.l.All())
+				liar.lie = lie
+				n := w.settle("n", identity.RoleNode)
+				started := time.Now()
+				for tries := 0; ; tries++ { // a client that was cut off comes again
+					h, err := n.Open(t.Context(), w.request())
+					if err != nil {
+						t.Fatal(err)
+					}
+					r := <-read(h)
+					if r.err == nil && !bytes.Equal(r.data, w.data) {
+						t.Fatal("wrong bytes came to their end")
+					}
+					if r.err == nil {
+						break
+					}
+					if tries == 3 {
+						t.Fatal(r.err)
+					}
+				}
+				if took := time.Since(started); took > 15*time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
+		})
+	}
+}
+
 // When a scheduler answers, it decides again.
 func TestSchedulerTakesOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -413,9 +476,8 @@ func TestSchedulerTakesOver(t *testing.T) {
 		a, n := w.settle("a", identity.RoleNode), w.settle("n", identity.RoleNode)
 		a.hold(blob.Run{Count: 8})
 		n.seeds = []peer.Holder{a.self}
-		a.dead = true // so that it is waited for
-		h, err := n.Open(t.Context(), task.Request{Digest: w.d, Size: w.l.Size(), Length: -1,
-			Ref: origin.Ref{Kind: origin.KindBlob, Registry: "r.example.com", Repository: "app", Reference: w.d.String()}})
+		a.lie = "silence" // so that it is waited for
+		h, err := n.Open(t.Context(), w.request())
 		if err != nil {
 			t.Fatal(err)
 		}

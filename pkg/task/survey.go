@@ -58,7 +58,7 @@ func (a *alone) survey(ctx context.Context) error {
 	defer func() {
 		stop(nil)
 		if a.reading() {
-			_ = <-origin // it was told to stop
+			a.log.Debug("the read of the origin was stopped", zap.Error(<-origin))
 		}
 	}()
 	tick := time.NewTicker(surveyEvery)
@@ -96,7 +96,7 @@ func (a *alone) meet(holders []peer.Holder) {
 		if _, ok := a.others[h.ID]; ok || h.ID == a.self.ID || a.self.ID == "" || len(a.others) >= maxOthers {
 			continue
 		}
-		a.others[h.ID] = &other{Holder: h, have: blob.NewBitmap(a.t.blob.Layout().Pieces())}
+		a.others[h.ID] = &other{Holder: h, have: blob.NewBitmap(a.t.blob.Layout().Pieces()), banned: a.t.liars[h.ID]}
 	}
 }
 
@@ -203,7 +203,7 @@ func (a *alone) mine(missing *blob.Bitmap, now time.Time) (blob.Run, bool) {
 	linked := a.t.blob.Linked()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	run := a.orphans(missing)
+	run := a.orphans(missing, provable(missing, linked))
 	if a.reads != nil {
 		if a.turn(now) < 0 {
 			a.reads(errYield)
@@ -231,14 +231,15 @@ func (a *alone) mine(missing *blob.Bitmap, now time.Time) (blob.Run, bool) {
 	return run, true
 }
 
-// orphans is the first run of missing pieces that no other node has. The caller holds
+// orphans is the first run of missing pieces that no other node gives: none has them,
+// or only some that do not send, or tell nothing that would prove them. The caller holds
 // mu.
-func (a *alone) orphans(missing *blob.Bitmap) blob.Run {
+func (a *alone) orphans(missing, provable *blob.Bitmap) blob.Run {
 	run := blob.Run{}
 	for i := missing.NextSet(0); i < missing.Len(); i = missing.NextSet(i + 1) {
 		held := false
 		for _, o := range a.others {
-			held = held || !o.banned && o.word != contradicts && o.have.Has(i)
+			held = held || provable.Has(i) && o.gives(i)
 		}
 		switch {
 		case held && run.Count > 0, run.Count > 0 && i != run.End():
@@ -252,6 +253,15 @@ func (a *alone) orphans(missing *blob.Bitmap) blob.Run {
 	}
 	return run
 }
+
+// gives tells whether o has piece i and has not failed to send what it has.
+func (o *other) gives(i int) bool {
+	return !o.banned && o.word != contradicts && o.failures < failsMost && o.have.Has(i)
+}
+
+// failsMost is how many reads in a row may fail until a node counts as one that has
+// nothing. It is still asked now and then.
+const failsMost = 2
 
 // unsure is how long this node waits to hear of others. The caller holds mu.
 func (a *alone) unsure() time.Duration {
@@ -334,7 +344,7 @@ func (a *alone) endOrigin(err error, missing *blob.Bitmap) error {
 	}
 	helped := false
 	for _, o := range a.others {
-		helped = helped || !o.banned && o.word != contradicts && (o.company.Reading || overlap(o.have, missing))
+		helped = helped || o.company.Reading && !o.banned || overlap(o, missing)
 	}
 	if !helped || errors.Is(err, store.ErrBadDigest) {
 		return err
@@ -343,9 +353,9 @@ func (a *alone) endOrigin(err error, missing *blob.Bitmap) error {
 	return nil
 }
 
-func overlap(x, y *blob.Bitmap) bool {
-	for i := x.NextSet(0); i < x.Len(); i = x.NextSet(i + 1) {
-		if y.Has(i) {
+func overlap(o *other, missing *blob.Bitmap) bool {
+	for i := missing.NextSet(0); i < missing.Len(); i = missing.NextSet(i + 1) {
+		if o.gives(i) {
 			return true
 		}
 	}

@@ -130,9 +130,10 @@ type task struct {
 	since    time.Time  // since when it has had too much to do for this
 	urgent   []blob.Run // what clients of ranges read
 	leases   map[uint64]running
-	origin   []*originRead // leases that read the origin
-	alone    *alone        // what it fetches by itself; nil while a scheduler decides
-	broken   int           // how often the origin's bytes missed the digest
+	origin   []*originRead   // leases that read the origin
+	alone    *alone          // what it fetches by itself; nil while a scheduler decides
+	liars    map[string]bool // nodes that told wrong links or sent wrong bytes, by ID
+	broken   int             // how often the origin's bytes missed the digest
 }
 
 // running is a lease that is carried out.
@@ -259,7 +260,7 @@ func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*tas
 	t := &task{
 		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1),
 		claim: claim{ref, header}, wanted: blob.NewBitmap(b.Layout().Pieces()),
-		leases: map[uint64]running{}, idle: time.Now(),
+		leases: map[uint64]running{}, liars: map[string]bool{}, idle: time.Now(),
 	}
 	b.Acquire()
 	m.tasks[t.digest] = t
