@@ -3,23 +3,16 @@ package task_test
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
-	"net/http"
 	"slices"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
-	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
-	"github.com/damselfly-p2p/damselfly/pkg/store"
-	"github.com/damselfly-p2p/damselfly/pkg/task"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
