@@ -237,10 +237,14 @@ func parseRequest(der []byte) (public ed25519.PublicKey, id string, err error) {
 // the zero one.
 func remoteOf(ctx context.Context) netip.Addr {
 	p, ok := peer.FromContext(ctx)
-	if !ok || p.Addr == nil {
+	if !ok {
 		return netip.Addr{}
 	}
-	if tcp, ok := p.Addr.(*net.TCPAddr); ok {
+	return addressOf(p.Addr)
+}
+
+func addressOf(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr()
 	}
 	return netip.Addr{}

@@ -11,8 +11,8 @@ import (
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
-// Strangers may join, a few at a time, and nothing else, and this is said before
-// a byte of their message is read.
+// Strangers may join and nothing else, and this is said before a byte of their message
+// is read.
 func TestStrangersAreTurnedAwayBeforeTheirMessage(t *testing.T) {
 	handle := TapHandle(MethodRoles())
 	call := func(ctx context.Context, method string) codes.Code {
@@ -24,22 +24,7 @@ func TestStrangersAreTurnedAwayBeforeTheirMessage(t *testing.T) {
 			t.Errorf("%s is answered with %v", method, got)
 		}
 	}
-	first, end := context.WithCancel(t.Context())
-	if got := call(first, damselflyv1.Identity_Join_FullMethodName); got != codes.OK {
-		t.Fatal(got)
-	}
-	for range maxJoins - 1 {
-		if got := call(t.Context(), damselflyv1.Identity_Join_FullMethodName); got != codes.OK {
-			t.Fatal(got)
-		}
-	}
-	if got := call(t.Context(), damselflyv1.Identity_Join_FullMethodName); got != codes.ResourceExhausted {
-		t.Fatalf("one more than %d: %v", maxJoins, got)
-	}
-	end()
-	for call(t.Context(), damselflyv1.Identity_Join_FullMethodName) != codes.OK { // the place is given back
-		if t.Context().Err() != nil {
-			t.Fatal("the place of a call that ended is not given back")
-		}
+	if got := call(t.Context(), damselflyv1.Identity_Join_FullMethodName); got != codes.OK {
+		t.Errorf("a join is answered with %v", got)
 	}
 }

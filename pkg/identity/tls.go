@@ -5,17 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 )
-
-// anonymousLifetime is how long a connection without a certificate is kept: more
-// than a join takes.
-const anonymousLifetime = time.Minute
 
 // ServerTLS is the configuration of a server: TLS 1.3, HTTP/2. Clients with a
 // certificate must be of this cluster; those without are let in, for
@@ -112,8 +107,9 @@ func (l *refusedLog) log(remote net.Addr, err error) {
 
 // ServerCredentials are the transport credentials of a gRPC server: ServerTLS,
 // and a connection is closed when the certificate that the client opened it with
-// expires. The client then connects again, with its renewed certificate.
-// Connections without a certificate are closed after a minute.
+// expires. The client then connects again, with its renewed certificate. Connections
+// without a certificate, which anybody can open, are few from one address, end after
+// half a minute, and carry no more than a join takes.
 func (id *Identity) ServerCredentials() credentials.TransportCredentials {
 	return &expiring{credentials.NewTLS(id.ServerTLS()), &id.connections}
 }
@@ -135,21 +131,18 @@ func (e *expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if err != nil {
 		return nil, nil, err
 	}
-	left, peer := anonymousLifetime, Peer{}
+	c, left := &serverConn{Conn: conn, from: prefixOf(addressOf(raw.RemoteAddr()))}, strangerLifetime
 	if info, ok := auth.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
 		leaf := info.State.PeerCertificates[0]
 		left = time.Until(leaf.NotAfter.Add(leeway))
-		if peer, err = peerOf(leaf); err != nil {
+		peer, err := peerOf(leaf)
+		if err != nil {
 			return nil, nil, errors.Join(err, conn.Close()) // the handshake has let it pass
 		}
+		c.peer = peer.ID
 	}
-	// The timer runs on the monotonic clock: a wall clock that jumps must not cut
-	// every connection of the cluster at once.
-	c := &expiringConn{Conn: conn}
-	c.timer = time.AfterFunc(left, func() { conn.Close() })
-	if peer.ID != "" {
-		c.connections = e.connections
-		e.connections.add(c, peer.ID)
+	if err := e.connections.add(c, left); err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
 	}
 	return c, auth, nil
 }
@@ -157,27 +150,4 @@ func (e *expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 // Clone implements credentials.TransportCredentials.
 func (e *expiring) Clone() credentials.TransportCredentials {
 	return &expiring{e.TransportCredentials.Clone(), e.connections}
-}
-
-type expiringConn struct {
-	net.Conn
-	timer       *time.Timer
-	connections *connections // that it is one of; nil without a certificate
-}
-
-// Close implements net.Conn.
-func (c *expiringConn) Close() error {
-	c.timer.Stop()
-	if c.connections != nil {
-		c.connections.remove(c)
-	}
-	return c.Conn.Close()
-}
-
-// SyscallConn gives gRPC the socket under TLS, to set its options.
-func (c *expiringConn) SyscallConn() (syscall.RawConn, error) {
-	if s, ok := c.Conn.(syscall.Conn); ok {
-		return s.SyscallConn()
-	}
-	return nil, errors.New("connection has no socket")
 }

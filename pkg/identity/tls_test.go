@@ -348,7 +348,7 @@ func TestConnectionEndsWithItsCertificate(t *testing.T) {
 		want      time.Duration
 	}{
 		"node":      {false, certLifetime + leeway},
-		"anonymous": {true, anonymousLifetime},
+		"anonymous": {true, strangerLifetime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -389,7 +389,7 @@ func TestClosedConnectionLeavesNoTimer(t *testing.T) {
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
 		fired := false
-		c := &expiringConn{Conn: ours, timer: time.AfterFunc(time.Hour, func() { fired = true })}
+		c := &serverConn{Conn: ours, timer: time.AfterFunc(time.Hour, func() { fired = true }), connections: &connections{}}
 		if err := c.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -29,7 +29,7 @@ type State struct {
 	out    []Decision
 
 	nodes   []*node // by handle, nil where free
-	loads   []int32 // by handle: upload slots in use, less those that there are
+	loads   []int32 // by handle: how busy its uplink is, less is idler: see respare
 	freeIDs []int32
 	byID    map[string]*node
 	seeds   []*node

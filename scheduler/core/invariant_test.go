@@ -109,7 +109,7 @@ func checkSeats(t failing, s *State, b *swarm) {
 		if seat.member != m || seat.node != m.n.handle || int(seat.held) != m.held {
 			t.Fatalf("%s: %s sits wrong", b.digest, m.n.id)
 		}
-		if load := len(m.n.up) - m.n.upFree - s.uploads(m.n); int(s.loads[seat.node]) != load {
+		if load := 4*(len(m.n.up)-m.n.upFree-s.uploads(m.n)) + min(m.n.upFree, 3); int(s.loads[seat.node]) != load {
 			t.Fatalf("%s: load %d, counted %d", m.n.id, load, s.loads[seat.node])
 		}
 		w, bit := int(m.seat>>6), uint64(1)<<(m.seat&63)

@@ -156,7 +156,8 @@ func (s *State) uploads(n *node) int {
 // or withdraws all that it holds.
 func (s *State) respare(n *node) {
 	load := len(n.up) - n.upFree - s.uploads(n)
-	s.loads[n.handle] = int32(load)
+	// Leases that take no slot fill the uplink too, for a while.
+	s.loads[n.handle] = int32(4*load + min(n.upFree, 3))
 	spare := !n.barred && n.serial != 0 && load < 0
 	if spare == n.spare {
 		return
