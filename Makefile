@@ -11,8 +11,8 @@ FUZZTIME ?= 30s
 # Which benchmarks `make bench` runs, of which packages.
 BENCH ?= .
 PKG ?= ./...
-# Which end-to-end tests `make lab` runs.
-LAB ?= Faults|Refusals|Killed|Hangs|Stops|Restart|Swarm|ColdNodes
+# Flags of the table that `make lab` makes, such as --write e2e/RESULTS.md.
+LAB ?=
 
 # Flags of the load program of `make load`.
 LOAD ?=
@@ -21,8 +21,9 @@ BIN := bin
 TOOLS := .cache/bin
 LINTER := $(TOOLS)/golangci-lint
 MODULE := github.com/damselfly-p2p/damselfly
-# The house test (the root) and the end-to-end tests have targets of their own.
-UNITS = $(shell $(GO) list ./... | grep -vxE '$(MODULE)(/e2e)?')
+# The house test (the root), the end-to-end tests, and the networks that those make have
+# targets of their own: they need root, and the machine for themselves.
+UNITS = $(shell $(GO) list ./... | grep -vxE '$(MODULE)(/e2e(/fabric|/process|/rogue)?)?')
 
 # Go stamps the commit into programs. Where git does not tell it, as in a tree of
 # another owner, Go would fail instead of leaving it out.
@@ -52,8 +53,9 @@ house: ## check the rules of the house: imports, names, sizes
 unit: ## test all packages but e2e, with the race detector
 	$(GO) test -race $(UNITS)
 
-e2e: ## test the real programs with real registries and runtimes; needs root
-	$(GO) test -count=1 -timeout 20m ./e2e
+e2e: ## test the real programs with real registries, runtimes and links; needs root
+	$(GO) test -count=1 -p 1 -timeout 20m ./e2e/fabric ./e2e/process ./e2e/rogue ./e2e
+	$(GO) run ./e2e/lab table --short
 
 lint: $(LINTER) proto-check ## run golangci-lint, and check that the generated code is current
 	$(LINTER) run
@@ -72,8 +74,8 @@ sim: ## simulate what the scheduler promises: a table of scenarios with their ba
 	DAMSELFLY_SIM=1 $(GO) test -count=1 ./scheduler/core/...
 	$(GO) test -count=1 ./scheduler/sim
 
-lab: ## run the end-to-end tests of swarms and faults, verbosely; needs root
-	$(GO) test -v -count=1 -timeout 20m -run '$(LAB)' ./e2e
+lab: ## measure the real programs on shaped links, with faults: a table of rows with their bars, half an hour; needs root
+	$(GO) run ./e2e/lab table $(LAB)
 
 load: ## measure a scheduler with 5,000 attending streams at 20,000 leases a second; LOAD='--streams 500 …' changes it
 	$(GO) run ./e2e/load run $(LOAD)
