@@ -43,6 +43,9 @@ type options struct {
 	images int
 	// slow are the nodes, counted from 0, whose links have a tenth of the rate.
 	slow []int
+	// liars are how many of the nodes misbehave towards others. validate's Nodes are
+	// without them.
+	liars int
 	// racks spreads the nodes over so many racks, 0 for none. Their uplinks carry
 	// uplink. Seeds, schedulers and the origin stand outside of them.
 	racks  int

@@ -8,7 +8,7 @@ import (
 // This file alone lists what a run can be made of.
 
 // scenarios are all there are.
-func scenarios() []scenario { return shapes() }
+func scenarios() []scenario { return append(shapes(), faults()...) }
 
 // side is another way of pulling, to be measured beside Damselfly over the same links:
 // all nodes pull all images of the world at once.

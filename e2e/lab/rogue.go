@@ -3,45 +3,60 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 
 	"github.com/damselfly-p2p/damselfly/e2e/cluster"
 	"github.com/damselfly-p2p/damselfly/e2e/process"
 )
 
-// startRogue starts a node that misbehaves (e2e/rogue) behind a link like others', and
-// waits until it attends. args are its flags beside --config. It is none of the
-// cluster's nodes: nobody pulls through it unless the scenario does, and it ends with
-// the world. Its metrics tell how often it lied: rogue_lies_total.
-func (w *world) startRogue(ctx context.Context, name string, args ...string) (*cluster.Member, error) {
+// guest is a node beside the cluster's own, which a scenario starts in a way of its
+// own. It stands behind a link like others', none of the figures are about it, and it
+// ends with the world.
+type guest struct {
+	member  *cluster.Member
+	process *process.Process
+}
+
+// startGuest starts a node as dfget daemon, or as alter changes that, and waits until
+// it attends.
+func (w *world) startGuest(ctx context.Context, name string, alter func(*cluster.Member, *process.Spec)) (guest, error) {
 	m, err := w.newMember(name, cluster.Node)
 	if err != nil {
-		return nil, err
+		return guest{}, err
 	}
-	p, err := process.Start(process.Spec{
-		Name: name, Path: w.programs.rogue, Args: append([]string{"--config", m.File}, args...), Dir: m.Dir, Netns: w.port(name).Path(),
-	})
+	spec := process.Spec{
+		Name: name, Path: m.Program(), Args: []string{"daemon", "--config", m.File}, Dir: m.Dir, Netns: w.port(name).Path(),
+	}
+	alter(m, &spec)
+	p, err := process.Start(spec)
 	if err != nil {
-		return nil, err
+		return guest{}, err
 	}
-	w.mu.Lock()
-	w.rogues = append(w.rogues, p)
-	w.mu.Unlock()
-	return m, p.Ready(ctx, func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.Ops+"/readyz", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := m.Client().Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s is not ready: %s", name, resp.Status)
-		}
-		return nil
+	g := guest{m, p}
+	w.lives.Lock()
+	w.guests = append(w.guests, g)
+	w.lives.Unlock()
+	ready := process.AnswersBy(m.Client(), "http://"+m.Ops+"/readyz")
+	return g, p.Ready(ctx, ready)
+}
+
+// startRogue starts a node that misbehaves (e2e/rogue). args are its flags beside
+// --config. Nobody pulls through it unless the scenario does. Its metrics tell how
+// often it lied: rogue_lies_total.
+func (w *world) startRogue(ctx context.Context, name string, args ...string) (guest, error) {
+	return w.startGuest(ctx, name, func(m *cluster.Member, s *process.Spec) {
+		s.Path, s.Args = w.programs.rogue, append([]string{"--config", m.File}, args...)
 	})
+}
+
+// guestMembers are the members of all guests.
+func (w *world) guestMembers() []*cluster.Member {
+	w.lives.Lock()
+	defer w.lives.Unlock()
+	var out []*cluster.Member
+	for _, g := range w.guests {
+		out = append(out, g.member)
+	}
+	return out
 }
 
 // about is how a rogue is told of a layer (its --blob).

@@ -37,6 +37,9 @@ func run(ctx context.Context, o options, say func(string, ...any), show func(Res
 	defer func() {
 		if err != nil && w.cluster != nil && ctx.Err() == nil {
 			say("%s", w.cluster.Logs(20))
+			for _, g := range w.guestMembers() {
+				say("--- %s\n%s", g.Name, g.Log(20))
+			}
 		}
 		if closed := w.close(ctx.Err() != nil); closed != nil {
 			err = errors.Join(err, closed)
@@ -80,6 +83,13 @@ func (w *world) others(ctx context.Context) (map[string]Side, error) {
 
 // measure lets the scenario happen and returns what came of it.
 func (w *world) measure(ctx context.Context) (*Result, error) {
+	if err := w.prepareRun(ctx); err != nil {
+		return nil, err
+	}
+	memory, err := newBallast(int64(w.Nodes+w.Seeds) * w.uniqueBytes())
+	if err != nil {
+		return nil, err
+	}
 	m := newMeter(w.pids)
 	w.origin.Reset()
 	if err := m.start(); err != nil {
@@ -89,11 +99,12 @@ func (w *world) measure(ctx context.Context) (*Result, error) {
 	sampling, stop := context.WithCancel(ctx)
 	var sampler sync.WaitGroup
 	sampler.Go(func() { m.run(sampling) })
-	err := w.scenario.run(ctx, w)
+	memory.release(w.bound())
+	err = w.scenario.run(ctx, w)
 	took := time.Since(w.began)
 	stop()
 	sampler.Wait()
-	if err != nil {
+	if err := errors.Join(err, memory.close()); err != nil {
 		return nil, err
 	}
 	used, err := m.read()
@@ -104,6 +115,40 @@ func (w *world) measure(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	return w.result(used, took), nil
+}
+
+// prepareRun has the scenario make ready what it needs, and forgets what came of it.
+func (w *world) prepareRun(ctx context.Context) error {
+	if w.scenario.before == nil {
+		return nil
+	}
+	w.began = time.Now()
+	if err := w.scenario.before(ctx, w); err != nil {
+		return err
+	}
+	for _, p := range w.begun() {
+		if p.err != nil {
+			return fmt.Errorf("before the scenario: %s: %w", p.node, p.err)
+		}
+	}
+	w.had = w.readPulled(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.pulls = nil
+	return ctx.Err()
+}
+
+// readPulled is how much each running node has got from whom until now.
+func (w *world) readPulled(ctx context.Context) map[string]map[string]int64 {
+	out := map[string]map[string]int64{}
+	for _, m := range w.cluster.Nodes {
+		if !m.Running() {
+			continue
+		}
+		// A node that does not answer counts as one that has nothing.
+		out[m.Name], _ = m.Pulled(ctx)
+	}
+	return out
 }
 
 // lines are the links of all nodes and seeds at the payload rate.
@@ -162,6 +207,9 @@ func (w *world) readSources(ctx context.Context) error {
 			pulled, err := m.Pulled(ctx)
 			if err != nil {
 				return err
+			}
+			for kind, n := range w.had[m.Name] {
+				pulled[kind] -= n
 			}
 			if got = pulled; cluster.Sum(pulled) < w.uniqueBytes() {
 				return errors.New("not all bytes are counted yet")

@@ -19,6 +19,9 @@ type scenario struct {
 	what string
 	// prepare changes the options before anything starts; nil changes nothing.
 	prepare func(*options)
+	// before makes ready what run needs, when all members run. Nothing of it is
+	// measured: its pulls are forgotten, and time counts from its end. nil needs none.
+	before func(ctx context.Context, w *world) error
 	// run has clients pull, and breaks what is to be broken. Time counts from its
 	// call. It returns when every pull that it began is over. Its error is that of a
 	// scenario that could not happen; what must hold and does not, it tells by must.
@@ -167,6 +170,9 @@ func (w *world) pids() []int {
 		if m.Running() {
 			out = append(out, m.ProcessID())
 		}
+	}
+	for _, g := range w.guests {
+		out = append(out, g.process.ID())
 	}
 	return out
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/damselfly-p2p/damselfly/e2e/cluster"
 	"github.com/damselfly-p2p/damselfly/e2e/fabric"
 	"github.com/damselfly-p2p/damselfly/e2e/origin"
-	"github.com/damselfly-p2p/damselfly/e2e/process"
 	"github.com/damselfly-p2p/damselfly/e2e/sample"
 )
 
@@ -47,7 +46,8 @@ type world struct {
 	// random makes the scenario's choices; it is for one goroutine.
 	random *rand.Rand
 
-	lives sync.Mutex // held while a member is ended or launched, and while their processes are listed
+	lives  sync.Mutex // held while a member is ended or launched, and while their processes are listed
+	guests []guest    // guarded by lives
 
 	mu      sync.Mutex
 	ports   map[string]*fabric.Port // by member's name
@@ -56,10 +56,11 @@ type world struct {
 	broken  []string
 	notes   []string
 	figures map[string]float64
-	rogues  []*process.Process
 	// sources are the bytes that each node got by kind of source (seed, peer, origin),
 	// once the run is over.
 	sources map[string]map[string]int64
+	// had is what sources would have been before the run began.
+	had map[string]map[string]int64
 }
 
 // programs are the files that a lab runs: the directory of Damselfly's, the registry,
@@ -322,8 +323,8 @@ func (w *world) until(ctx context.Context, check func() error) error {
 // close ends and removes everything. Members are ended well, unless hard is set.
 func (w *world) close(hard bool) error {
 	var errs []error
-	for _, r := range w.rogues {
-		r.Kill()
+	for _, g := range w.guests {
+		g.process.Kill()
 	}
 	if w.cluster != nil && hard {
 		for _, m := range w.cluster.Members() {
