@@ -129,8 +129,9 @@ func (c *Client) Close() { c.wire.closeIdle() }
 // is answered with that. Redirects are followed. A failure of the origin that may
 // pass (5xx, a reset connection) is tried again, for about a second in all.
 //
-// While the host has asked everybody to wait (429) the answer may be a copy of
-// that refusal.
+// While the host has asked everybody to wait (429) so does the question, for ten
+// seconds at most: a client that is told of a refusal asks again at once, or gives up.
+// Where that is too short the answer is a copy of the refusal.
 //
 // Errors: ErrForbiddenAddress, ErrUnlistedHost, ErrRedirect, ErrStalled,
 // ErrTokenRealm, what is wrong with ref, or the network's. The caller closes the
@@ -196,7 +197,7 @@ func (c *Client) Public(ctx context.Context, ref Ref) (bool, error) {
 const (
 	maxTries      = 4
 	askBackoff    = 100 * time.Millisecond
-	maxAskWait    = 2 * time.Second
+	maxAskWait    = 10 * time.Second
 	readBackoff   = 200 * time.Millisecond
 	maxBackoff    = 5 * time.Second
 	goodProgress  = 64 << 10
@@ -217,10 +218,14 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 	if r, ok := c.missing.get(key); ok && method == http.MethodGet {
 		return answer{Response: r.response(bareRequest(question.method, question.url))}, nil
 	}
+	patience := time.Now().Add(maxAskWait)
 	for try := 1; ; try++ {
-		ans, err := c.askOnce(ctx, h, question)
+		ans, err := c.askOnce(ctx, h, question, patience)
 		last := try == maxTries
 		switch {
+		case err == nil && ans.StatusCode == http.StatusTooManyRequests && !last && h.gate.opens(time.Now(), patience):
+			discard(ans.Body)
+			continue // askOnce waits
 		case err != nil && (last || ctx.Err() != nil || permanent(err) || isSilent(err) || !h.gate.mayRetry(time.Now())):
 			return answer{}, about(ref, err)
 		case err == nil && (!passing(ans.StatusCode) || ans.Header.Get("Retry-After") != "" || last || !h.gate.mayRetry(time.Now())):
@@ -239,8 +244,8 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 
 // askOnce asks within the host's limits. The place is given back when the body
 // of the answer is closed.
-func (c *Client) askOnce(ctx context.Context, h *host, question call) (answer, error) {
-	refused, err := h.gate.wait(ctx, maxAskWait)
+func (c *Client) askOnce(ctx context.Context, h *host, question call, patience time.Time) (answer, error) {
+	refused, err := h.gate.wait(ctx, time.Until(patience))
 	if err != nil {
 		return answer{}, err
 	}

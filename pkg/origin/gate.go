@@ -95,6 +95,12 @@ func (g *gate) pause(now time.Time) (time.Duration, *refusal) {
 	return left, g.refusal.later(g.due.Sub(now))
 }
 
+// opens tells whether the pause is over by then.
+func (g *gate) opens(now, by time.Time) bool {
+	left, _ := g.pause(now)
+	return !now.Add(left).After(by)
+}
+
 // wait sleeps through the pause if it is at most limit, and some more, so that
 // not everybody who waited comes at once. Else, or when one pause follows the
 // other, it returns the refusal.

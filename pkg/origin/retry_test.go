@@ -189,6 +189,46 @@ func TestPauseIsForEverybody(t *testing.T) {
 	})
 }
 
+// A short pause is waited out by who only asks, too, who met it first among them: the
+// host hears nobody until it is over, and then not all at once in vain.
+func TestShortPauseIsWaitedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const asked = 5 * time.Second
+		began := time.Now()
+		var mu sync.Mutex
+		early := 0
+		n, rec := registryOf(t, func(w http.ResponseWriter, r *http.Request, n int) {
+			mu.Lock()
+			defer mu.Unlock()
+			if time.Since(began) < asked {
+				early++
+				w.Header().Set("Retry-After", "5")
+				w.WriteHeader(http.StatusTooManyRequests)
+				return
+			}
+			w.WriteHeader(http.StatusOK)
+		})
+		c := testClient(t, n, nil)
+		var wg sync.WaitGroup
+		for i := range 10 {
+			wg.Go(func() {
+				pass(time.Duration(i) * 100 * time.Millisecond)
+				resp, err := c.Head(t.Context(), tagRef("v1"), nil)
+				if code := status(t, resp, err); code != http.StatusOK {
+					t.Errorf("client %d: %d", i, code)
+				}
+			})
+		}
+		wg.Wait()
+		if early != 1 || rec.count() != 11 {
+			t.Errorf("%d requests came during the pause, %d in all; want the one that began it and 10", early, rec.count())
+		}
+		if took := time.Since(began); took > asked+3*time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // The host's Retry-After is told to everybody in full; but after a minute
 // somebody tries.
 func TestLongPause(t *testing.T) {
