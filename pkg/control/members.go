@@ -206,12 +206,15 @@ func (s *Set) follow(ctx context.Context) bool {
 	return answers
 }
 
-// vote is the set of schedulers, by ID: whom at least half of those name that
-// answer and have named anybody. One that has just started may know of itself
-// alone, and one that is cut off may still count those that are gone: neither moves
-// this node by itself. nil: nobody has said anything. The caller holds mu.
+// vote is the set of schedulers, by ID: those that answer and count themselves in,
+// and whom at least half of those name that answer and have named anybody. What they say
+// of each other is of those that this node does not hear itself: one that has just
+// started may know of itself alone, one that is cut off may still count those that are
+// gone, and where gossip fails each of them is alone and serves all the same. nil:
+// nobody has said anything. The caller holds mu.
 func (s *Set) vote() map[string]string {
 	voters, votes, address := 0, map[string]int{}, map[string]string{}
+	answers := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(s.members)) {
 		m := s.members[id]
 		if !m.spoken {
@@ -225,6 +228,7 @@ func (s *Set) vote() map[string]string {
 		for _, h := range word {
 			votes[h.ID]++
 			address[h.ID] = h.Address
+			answers[h.ID] = answers[h.ID] || h.ID == id
 		}
 	}
 	if voters == 0 {

@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,6 +185,35 @@ func TestNewSchedulerTakesItsShare(t *testing.T) {
 		b.decide(who("a"))
 		if b.ctx.Err() == nil {
 			t.Fatal("a scheduler that left the set is still attended")
+		}
+	})
+}
+
+// Where gossip fails, or all start again at once, each scheduler knows itself alone:
+// all of them answer, and none is left. What one alone says of others still moves nobody.
+func TestSchedulersThatAnswerAreNotLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, s, r, at := three(t)
+		c.all["d:1"] = &scheduler{id: "d", address: "d:1", streams: make(chan *stream)}
+		for range 2 { // whoever speaks first
+			at["c"].decide(who("c", "d"))
+			at["a"].decide(who()) // itself
+			at["b"].decide(who("b"))
+		}
+		for id, a := range at {
+			if a.ctx.Err() != nil {
+				t.Errorf("%s, which answers, is attended no more", id)
+			}
+		}
+		if !s.Answering() || len(of[control.Lost](r)) != 0 {
+			t.Error("the handler heard that a scheduler is lost")
+		}
+		if got := s.Addresses(); !slices.Equal(got, []string{"a:1", "b:1", "c:1"}) {
+			t.Errorf("the schedulers are %v", got)
+		}
+		at["c"].decide(who("a", "b")) // it leaves
+		if at["c"].ctx.Err() == nil {
+			t.Error("one that does not count itself in is still attended")
 		}
 	})
 }

@@ -1,13 +1,13 @@
 package identity
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hkdf"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -15,8 +15,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
@@ -71,58 +74,78 @@ func (s *server) authority() (*damselflyv1.Authority, error) {
 	for _, c := range roots {
 		answer.Roots = append(answer.Roots, c.Raw)
 	}
+	statements, err := s.ca.Statements()
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range statements {
+		answer.Statements = append(answer.Statements, &damselflyv1.Statement{Node: one.ID, Denied: one.Denied, At: one.At.UnixNano()})
+	}
 	answer.Key, err = x509.MarshalPKCS8PrivateKey(s.ca.key)
 	return answer, err
 }
 
 // AdoptCA opens the CA kept in dir. When there is none, the scheduler at host:port is
 // asked for the cluster's, with a token for the role scheduler and after it has shown
-// the CA that the token pins; dir then holds what OpenCA would have made there. A CA
-// that is there already is never replaced: one that the token does not pin is an
-// error. It tries once; an error that is ErrUnreachable is worth another try later.
+// the CA that the token pins; dir then holds what OpenCA would have made there, and who
+// is denied. A CA that is there already is never replaced: a token for another cluster
+// is an error. It tries once; an error that is ErrUnreachable is worth another try
+// later.
 func AdoptCA(ctx context.Context, dir, scheduler, token string) (*CA, error) {
 	held, err := heldCA(dir)
 	if err != nil {
 		return nil, err
 	}
-	if held != nil && token == "" {
-		return held, nil
-	}
 	if token == "" {
-		return nil, fmt.Errorf("%w for a scheduler: make one with `scheduler token create --role %s` where the cluster's CA is", ErrNoToken, RoleScheduler)
+		if held == nil {
+			return nil, fmt.Errorf("%w for a scheduler: make one with `scheduler token create --role %s` where the cluster's CA is", ErrNoToken, RoleScheduler)
+		}
+		return held, nil
 	}
 	t, err := ParseToken(token)
 	if err != nil {
 		return nil, err
 	}
-	if held != nil {
-		roots, err := held.Roots()
-		if err == nil && !slices.ContainsFunc(roots, t.pins) {
-			err = fmt.Errorf("%w: the directory holds the CA of the cluster %s, and the join token is for another: name an empty directory, or leave the token out", ErrWrongCluster, held.cluster)
-		}
+	if held == nil {
+		remote := &remoteIssuer{scheduler: scheduler, token: &t}
+		answer, err := remote.authority(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("join the schedulers with %s: %w", dir, err)
+			return nil, fmt.Errorf("join the schedulers: %w", err)
 		}
-		return held, nil
+		if err := keepAuthority(dir, t, answer); err != nil {
+			return nil, fmt.Errorf("join the schedulers: keep the CA from %s: %w", scheduler, err)
+		}
+		if held, err = OpenCA(dir); err != nil {
+			return nil, err
+		}
 	}
-	remote := &remoteIssuer{scheduler: scheduler, token: &t}
-	answer, err := remote.authority(ctx)
+	if err := held.checkToken(t); err != nil {
+		return nil, fmt.Errorf("join the schedulers with %s: %w", dir, err)
+	}
+	return held, nil
+}
+
+// heldCA opens the CA in dir, and is nil when there is none: the key makes a CA, see
+// keepAuthority. Other things may be there, such as lost+found.
+func heldCA(dir string) (*CA, error) {
+	_, err := os.Stat(filepath.Join(dir, caKeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("join the schedulers: %w", err)
-	}
-	if err := keepAuthority(dir, t, answer); err != nil {
-		return nil, fmt.Errorf("join the schedulers: keep the CA from %s: %w", scheduler, err)
+		return nil, fmt.Errorf("open CA in %s: %w", dir, err)
 	}
 	return OpenCA(dir)
 }
 
-// heldCA opens the CA in dir, and is nil when there is none yet.
-func heldCA(dir string) (*CA, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
-		return nil, nil
+// checkToken says that a token is for another cluster than the CA's. One that the
+// cluster's first CA made, after which it is named, is not, though the CA was replaced.
+func (ca *CA) checkToken(t Token) error {
+	roots, err := ca.Roots()
+	if err != nil || slices.ContainsFunc(roots, t.pins) || strings.HasPrefix(hex.EncodeToString(t.pin[:]), ca.cluster) {
+		return err
 	}
-	return OpenCA(dir)
+	return fmt.Errorf("%w: the directory holds the CA of the cluster %s, and the join token is for another, or for a former CA: name an empty directory, or leave the token out", ErrWrongCluster, ca.cluster)
 }
 
 // authority asks for the CA.
@@ -135,58 +158,75 @@ func (r *remoteIssuer) authority(ctx context.Context) (*damselflyv1.Authority, e
 		return nil, err
 	}
 	defer conn.Close()
-	answer, err := damselflyv1.NewIdentityClient(conn).ShareAuthority(ctx, &damselflyv1.AuthorityRequest{TokenId: r.token.ID, Secret: r.token.secret})
+	request := &damselflyv1.AuthorityRequest{TokenId: r.token.ID, Secret: r.token.secret}
+	answer, err := damselflyv1.NewIdentityClient(conn).ShareAuthority(ctx, request, grpc.MaxCallRecvMsgSize(maxAuthority))
 	if err != nil {
 		return nil, r.refused(check, err)
 	}
 	return answer, nil
 }
 
-// keepAuthority checks the CA that was given for a token, and puts it at dir: whole
-// or not at all, since half of one would be taken for a CA whose other half was lost.
-func keepAuthority(dir string, t Token, answer *damselflyv1.Authority) error {
+// maxAuthority is far above the size of a CA with MaxStatements.
+const maxAuthority = 1 << 20
+
+// checkAuthority checks the CA that was given for a token, and returns its roots.
+func checkAuthority(t Token, answer *damselflyv1.Authority) ([]*x509.Certificate, error) {
 	roots, err := parseCerts(answer.GetRoots())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := checkRoots(roots); err != nil {
-		return err
+		return nil, err
 	}
 	parsed, err := x509.ParsePKCS8PrivateKey(answer.GetKey())
 	if err != nil {
-		return errors.New("its key is damaged")
+		return nil, errors.New("its key is damaged")
 	}
 	key, ok := parsed.(*ecdsa.PrivateKey)
 	if !ok || key.Curve != elliptic.P256() || !key.PublicKey.Equal(roots[0].PublicKey) {
-		return errors.New("its key is not that of its certificate")
+		return nil, errors.New("its key is not that of its certificate")
 	}
 	if !t.pins(roots[0]) {
-		return fmt.Errorf("%w: it is not the CA that the token pins", ErrWrongCluster)
+		return nil, fmt.Errorf("%w: it is not the CA that the token pins", ErrWrongCluster)
 	}
-	if err := makeDir(filepath.Dir(dir)); err != nil {
-		return err
-	}
-	temp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+".tmp*")
+	return roots, nil
+}
+
+// keepAuthority checks the CA that was given for a token, and puts it in dir, which
+// holds none: the key last, since what is there without it is no CA yet. dir itself
+// stays, it may be where a file system is mounted.
+func keepAuthority(dir string, t Token, answer *damselflyv1.Authority) error {
+	roots, err := checkAuthority(t, answer)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
-	secret := pem.EncodeToMemory(&pem.Block{Type: keyPEMType, Bytes: answer.GetKey()})
-	defer clear(secret)
-	for name, content := range map[string][]byte{caKeyFile: secret, caCertFile: encodeCerts(roots[0]), caRootsFile: encodeCerts(roots[1:]...)} {
-		if len(bytes.TrimSpace(content)) == 0 {
-			continue
-		}
-		if err := replaceFile(filepath.Join(temp, name), content); err != nil {
+	if err := makeLockedDir(filepath.Join(dir, deniedDir)); err != nil {
+		return err
+	}
+	left, err := readCerts(filepath.Join(dir, caCertFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if slices.ContainsFunc(left, func(c *x509.Certificate) bool { return !t.pins(c) }) {
+		return fmt.Errorf("%w: the directory holds the certificate of another CA without its key: name an empty directory, or restore the key and leave the token out", ErrWrongCluster)
+	}
+	var said []Statement
+	for _, s := range answer.GetStatements() {
+		said = append(said, Statement{ID: s.GetNode(), Denied: s.GetDenied(), At: time.Unix(0, s.GetAt()).UTC()})
+	}
+	if _, err := (&CA{dir: dir}).Accept(said); err != nil {
+		return err
+	}
+	if len(roots) > 1 {
+		if err := replaceFile(filepath.Join(dir, caRootsFile), encodeCerts(roots[1:]...)); err != nil {
 			return err
 		}
 	}
-	// Only an empty directory can be there, see heldCA.
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := replaceFile(filepath.Join(dir, caCertFile), encodeCerts(roots[0])); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, dir); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(dir))
+	secret := pem.EncodeToMemory(&pem.Block{Type: keyPEMType, Bytes: answer.GetKey()})
+	defer clear(secret)
+	_, err = createFile(filepath.Join(dir, caKeyFile), secret)
+	return err
 }

@@ -174,7 +174,7 @@ func TestRequestWithoutProofOfPossession(t *testing.T) {
 		"nothing":            nil,
 		"garbage":            []byte("hello"),
 		"cut off":            good[:len(good)-1],
-		"far too long":       make([]byte, 1<<20),
+		"far too long":       make([]byte, 2*maxCSR),
 	} {
 		_, err := client.Join(t.Context(), &damselflyv1.JoinRequest{TokenId: token.ID, Secret: token.secret, Csr: csr})
 		if err == nil || !strings.Contains(err.Error(), "InvalidArgument") {

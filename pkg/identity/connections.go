@@ -116,8 +116,8 @@ func (c *serverConn) Read(p []byte) (int, error) {
 
 // Close implements net.Conn.
 func (c *serverConn) Close() error {
-	c.timer.Stop()
 	c.connections.remove(c)
+	c.timer.Stop()
 	return c.Conn.Close()
 }
 

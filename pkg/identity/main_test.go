@@ -126,7 +126,7 @@ func serve(t testing.TB, id *Identity, service damselflyv1.IdentityServer) (addr
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(grpc.Creds(id.ServerCredentials()),
+	s := grpc.NewServer(grpc.Creds(id.ServerCredentials()), grpc.InTapHandle(TapHandle(MethodRoles())), grpc.MaxConcurrentStreams(8),
 		grpc.ChainUnaryInterceptor(UnaryInterceptor(MethodRoles())),
 		grpc.ChainStreamInterceptor(StreamInterceptor(MethodRoles())))
 	p := &peers{callers: make(chan Peer, 1)}

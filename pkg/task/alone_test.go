@@ -151,6 +151,32 @@ func TestOnlyLiarsWithoutScheduler(t *testing.T) {
 	}
 }
 
+// A node without room for a blob gives its client what other nodes have, while they
+// get it, and takes nothing from the origin that they have.
+func TestNoRoomIsFedByTheSwarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t, 32)
+		seed := w.settle("seed", identity.RoleSeed)
+		w.room = 1
+		full := w.settle("full", identity.RoleNode)
+		seed.Handle(control.Lease{ID: 1, Digest: w.d, Layout: w.l, Run: w.l.All(),
+			Origin: &damselflyv1.Origin{Kind: damselflyv1.Origin_KIND_BLOB, Registry: "r.example.com", Repository: "app"}})
+		pass(2 * pieceTime)
+		w.pull(full)
+		if w.copies() > 1 {
+			t.Errorf("the origin sent the blob %.2f times", w.copies())
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // nobody has it
+		w := newTown(t, 8)
+		w.settle("seed", identity.RoleSeed)
+		w.room = 1
+		if took := w.pull(w.settle("full", identity.RoleNode)); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // When a scheduler answers, it decides again.
 func TestSchedulerTakesOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

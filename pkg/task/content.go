@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"net/http"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
@@ -54,27 +53,29 @@ func (o *overflow) Close() error {
 	return errors.Join(o.rest.Close(), o.ReadSeekCloser.Close())
 }
 
-// originContent reads an origin from wherever it was sought to. Who reads to the
+// originContent reads an origin, or what a swarm has of it, from wherever it was sought to. Who reads to the
 // end from the start, or from where prove has seen what comes before, gets the
 // last bytes only if all of them have the digest. A part alone cannot be proven:
 // it goes to the one client that asked, as the origin sent it.
 type originContent struct {
-	ctx     context.Context
-	origins Origins
-	ref     origin.Ref
-	header  http.Header
-	digest  blob.Digest
-	size    int64
-	off     int64
-	body    io.ReadCloser
-	sum     hash.Hash // of the bytes before summed
-	summed  int64
+	ctx    context.Context
+	from   func(ctx context.Context, off int64) (io.ReadCloser, error)
+	swarm  func(ctx context.Context, off int64) (io.ReadCloser, error) // not nil: for what is proven at its end
+	ref    origin.Ref
+	digest blob.Digest
+	size   int64
+	off    int64
+	body   io.ReadCloser
+	sum    hash.Hash // of the bytes before summed
+	summed int64
 }
 
 func (m *Manager) originContent(ctx context.Context, req Request, size int64) *originContent {
 	return &originContent{
-		ctx: ctx, origins: m.origins, ref: req.Ref, header: req.Header,
-		digest: req.Digest, size: size, sum: req.Digest.Hash(),
+		ctx: ctx, ref: req.Ref, digest: req.Digest, size: size, sum: req.Digest.Hash(),
+		from: func(ctx context.Context, off int64) (io.ReadCloser, error) {
+			return m.origins.Read(ctx, req.Ref, req.Header, size, off, -1)
+		},
 	}
 }
 
@@ -91,7 +92,11 @@ func (c *originContent) open() error {
 	if c.body != nil {
 		return nil
 	}
-	body, err := c.origins.Read(c.ctx, c.ref, c.header, c.size, c.off, -1)
+	from := c.from
+	if c.swarm != nil && c.off == c.summed {
+		from = c.swarm
+	}
+	body, err := from(c.ctx, c.off)
 	if err != nil {
 		return err
 	}

@@ -92,15 +92,15 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 	}
 	b, err := m.store.Create(req.Digest, size)
 	if errors.Is(err, store.ErrNoSpace) {
-		m.log.Warn("the store has no room; a client gets the blob straight from the origin")
-		return m.passThrough(ctx, req, size), nil
+		m.log.Warn("the store has no room; a client gets the blob as it comes, and nothing is kept")
+		return m.passThrough(m.swarmContent(ctx, req, size, nil)), nil
 	}
 	if errors.Is(err, store.ErrSize) {
 		// One of two origins lies. Its clients shall not keep those of the other
 		// from the blob: the digest tells who was right.
 		m.log.Warn("two origins tell two sizes of a blob; a client gets it straight from its own",
 			zap.Stringer("digest", req.Digest), zap.Error(err))
-		return m.passThrough(ctx, req, size), nil
+		return m.passThrough(m.originContent(ctx, req, size)), nil
 	}
 	if err != nil {
 		return nil, err
@@ -113,7 +113,7 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 		run = b.Layout().Covering(req.Offset, req.Length)
 		if run.First > b.Front()+reach && len(b.Missing(run)) > 0 {
 			b.Release()
-			return m.passThrough(ctx, req, size), nil
+			return m.passThrough(m.originContent(ctx, req, size)), nil
 		}
 	}
 	t, err := m.join(b, req, run)
@@ -190,13 +190,13 @@ func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task, run blob.R
 	return h
 }
 
-// through has h go on at the origin, with the client's own ctx, where the store
-// runs full.
+// through has h go on without the store, with the client's own ctx, where that runs
+// full.
 func (m *Manager) through(ctx context.Context, h *Handle, req Request) {
 	o := &overflow{
 		ReadSeekCloser: h.content,
 		blob:           h.blob,
-		rest:           m.originContent(ctx, req, h.size),
+		rest:           m.swarmContent(ctx, req, h.size, h.blob),
 	}
 	stored := h.ready
 	h.content = o
@@ -211,12 +211,11 @@ func (m *Manager) through(ctx context.Context, h *Handle, req Request) {
 	}
 }
 
-// passThrough gives one client the origin's bytes without keeping them.
-func (m *Manager) passThrough(ctx context.Context, req Request, size int64) *Handle {
-	c := m.originContent(ctx, req, size)
-	return &Handle{size: size, content: c, close: func() {}, ready: func(_ context.Context, off int64) error {
+// passThrough gives one client what c reads without keeping it.
+func (*Manager) passThrough(c *originContent) *Handle {
+	return &Handle{size: c.size, content: c, close: func() {}, ready: func(_ context.Context, off int64) error {
 		_, err := c.Seek(off, io.SeekStart)
-		if err == nil && off < size {
+		if err == nil && off < c.size {
 			err = c.open()
 		}
 		return err

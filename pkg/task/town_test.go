@@ -35,6 +35,7 @@ type town struct {
 	l      blob.Layout
 	nodes  map[string]*resident
 	origin line
+	room   int64 // of stores that are made from now on; 0: all there is
 	mu     sync.Mutex
 	served int // bytes that the origin sent
 }
@@ -123,7 +124,7 @@ func (w *town) settle(id string, role identity.Role) *resident {
 		}
 	}
 	var err error
-	if r.store, err = store.Open(store.Config{Dir: w.t.TempDir()}, zap.NewNop()); err != nil {
+	if r.store, err = store.Open(store.Config{Dir: w.t.TempDir(), MaxBytes: w.room}, zap.NewNop()); err != nil {
 		w.t.Fatal(err)
 	}
 	r.Manager = task.New(task.Config{Seed: role == identity.RoleSeed}, r.store, r.scheduler, r, r.upstream(), zap.NewNop(), nil)
@@ -191,9 +192,16 @@ func forged(data []byte) []byte {
 	return out
 }
 
-// Read implements task.Peers; without a scheduler nobody uses it.
-func (r *resident) Read(context.Context, peer.Holder, blob.Digest, blob.Layout, blob.Run, peer.Put, func(int)) error {
-	return peer.ErrUnreachable
+// Read implements task.Peers: the run in order, as far as it is held.
+func (r *resident) Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, _ func(int)) error {
+	for i := run.First; i < run.End(); i++ {
+		one := blob.NewBitmap(l.Pieces())
+		one.Set(i)
+		if err := r.ReadSome(ctx, h, d, l, one, 1, put); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *resident) Credential(context.Context, peer.Holder, blob.Digest, *damselflyv1.Origin) (http.Header, error) {
