@@ -28,7 +28,7 @@ type Programs struct {
 // pins. root is the repository. What was built before is used again. The error
 // names everything that is missing.
 func Prepare(ctx context.Context, root string) (Programs, error) {
-	if err := errors.Join(needRoot(), needPackages(ctx, root)); err != nil {
+	if err := errors.Join(needRoot(), needPackages(ctx, root, packages())); err != nil {
 		return Programs{}, fmt.Errorf("the end-to-end tests cannot run here:\n%w", err)
 	}
 	tools := cache("tools")
@@ -58,6 +58,15 @@ func PrepareLab(ctx context.Context, root string) (registry string, err error) {
 	tools := cache("tools")
 	err = build(ctx, filepath.Join(root, "tools", "e2e"), tools, nil, "github.com/distribution/distribution/v3/cmd/registry")
 	return filepath.Join(tools, "registry"), err
+}
+
+// PrepareNginx returns the program of Debian's nginx, which the swarm lab compares with.
+// It installs the package where it may.
+func PrepareNginx(ctx context.Context, root string) (string, error) {
+	if err := needPackages(ctx, root, map[string][]string{"nginx": {"nginx"}}); err != nil {
+		return "", fmt.Errorf("nginx is not there and cannot be installed here:\n%w", err)
+	}
+	return exec.LookPath("nginx")
 }
 
 // Build builds scheduler, seed and dfget from the repository at root, with the
@@ -104,10 +113,10 @@ func needRoot() error {
 	return nil
 }
 
-// needPackages errs with the packages that are missing and could not be
-// installed.
-func needPackages(ctx context.Context, root string) error {
-	missing := missingPackages()
+// needPackages errs with the packages that are missing, by their programs, and could
+// not be installed.
+func needPackages(ctx context.Context, root string, needed map[string][]string) error {
+	missing := missingPackages(needed)
 	if len(missing) == 0 {
 		return nil
 	}
@@ -117,7 +126,7 @@ func needPackages(ctx context.Context, root string) error {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			install = fmt.Errorf("e2e/install.sh: %w\n%s", err, out)
 		}
-		missing = missingPackages()
+		missing = missingPackages(needed)
 	}
 	if len(missing) == 0 {
 		return nil
@@ -125,9 +134,9 @@ func needPackages(ctx context.Context, root string) error {
 	return errors.Join(fmt.Errorf("packages: apt-get install %s", strings.Join(missing, " ")), install)
 }
 
-func missingPackages() []string {
+func missingPackages(needed map[string][]string) []string {
 	var missing []string
-	for name, programs := range packages() {
+	for name, programs := range needed {
 		for _, program := range programs {
 			if _, err := exec.LookPath(program); err != nil {
 				missing = append(missing, name)

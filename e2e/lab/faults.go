@@ -78,6 +78,7 @@ func (w *world) during(ctx context.Context, members []*cluster.Member, isTime, d
 	left := w.unfinished()
 	w.must(left > 0, "nothing broke in time: all clients had everything")
 	w.figure("unfinished_then", float64(left))
+	w.event("%s", w.scenario.name)
 	if err := do(ctx); err != nil {
 		cancel()
 		return err

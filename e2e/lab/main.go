@@ -103,7 +103,8 @@ func newRun() *cobra.Command {
 	)
 	c := &cobra.Command{
 		Use: "run", Short: "Run one scenario and print what was measured; fails when a pull does", Args: cobra.NoArgs,
-		Example: "  go run ./e2e/lab run --nodes 16 --rate 100mbit --blob 256MiB --scenario flash --json",
+		Example: "  go run ./e2e/lab run --nodes 16 --rate 100mbit --blob 256MiB --scenario flash --json\n" +
+			"  go run ./e2e/lab run --scenario seed-killed --with direct,cache --plot run.svg",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return run(c.Context(), o, sayTo(c.ErrOrStderr()), func(r Result) error { return r.print(c.OutOrStdout(), asJSON) })
 		},

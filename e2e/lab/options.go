@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -24,6 +26,8 @@ type options struct {
 	Scenario string
 	// With are other ways of pulling to measure beside Damselfly.
 	With []string
+	// Plot is the file for a picture of the run, "" for none.
+	Plot string
 	// Seed makes the bytes of all blobs and every random choice.
 	Seed uint64
 	// Keep leaves everything running until a signal, and the files after it.
@@ -68,7 +72,8 @@ func (o *options) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.SeedRate, "seed-rate", "", "what a seed's link carries (default: the same)")
 	f.StringVar(&o.Blob, "blob", "64MiB", "size of the image's layer, where the scenario does not say which layers")
 	f.StringVar(&o.Scenario, "scenario", "flash", "what happens; 'list' lists all")
-	f.StringSliceVar(&o.With, "with", nil, "other ways of pulling to measure in the same run; 'list' lists all")
+	f.StringSliceVar(&o.With, "with", nil, "other ways of pulling to measure over the same links after the scenario: direct, cache (nginx, installed if it is missing); 'list' lists all")
+	f.StringVar(&o.Plot, "plot", "", "write a picture to this file, such as run.svg: each node's progress, the bound, what broke when, and who fed whom")
 	f.Uint64Var(&o.Seed, "seed", 1, "makes all bytes and every random choice; the same number repeats a run")
 	f.BoolVar(&o.Keep, "keep", false, "leave everything running until Ctrl-C, and the files after it")
 	f.StringVar(&o.LogLevel, "log-level", "warn", "log level of Damselfly's processes")
@@ -119,9 +124,17 @@ func (o *options) validate() (scenario, error) {
 	if o.Nodes < 1 || o.Seeds < 0 || o.Schedulers < 1 {
 		return s, fmt.Errorf("--nodes %d, --seeds %d, --schedulers %d: want a node and a scheduler at least", o.Nodes, o.Seeds, o.Schedulers)
 	}
-	for _, w := range o.With {
+	if o.Plot != "" {
+		if dir, err := os.Stat(filepath.Dir(o.Plot)); err != nil || !dir.IsDir() || filepath.Ext(o.Plot) != ".svg" {
+			return s, fmt.Errorf("--plot %s: want a name that ends in .svg, in a directory that is there", o.Plot)
+		}
+	}
+	for i, w := range o.With {
 		if _, ok := findSide(w); !ok {
 			return s, fmt.Errorf("--with %q: there is none of that name; 'list' lists all", w)
+		}
+		if slices.Contains(o.With[:i], w) {
+			return s, fmt.Errorf("--with %s: named twice", w)
 		}
 	}
 	return s, nil

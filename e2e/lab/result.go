@@ -142,15 +142,12 @@ func (r Result) printTable(out io.Writer) error {
 	for _, name := range slices.Sorted(maps.Keys(r.Figures)) {
 		row(name, "%.3f", r.Figures[name])
 	}
-	for _, name := range slices.Sorted(maps.Keys(r.With)) {
-		s := r.With[name]
-		row("with "+name, "max %.2f s, p50 %.2f s, ratio %.2f, origin ratio %.2f, failed %d", s.SecondsMax, s.SecondsP50, s.Ratio, s.OriginRatio, s.Failed)
-	}
 	for _, n := range r.Notes {
 		row("note", "%s", n)
 	}
 	for _, b := range r.Broken {
 		row("BROKEN", "%s", b)
 	}
+	r.printSides(w)
 	return w.Flush()
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,9 @@ func run(ctx context.Context, o options, say func(string, ...any), show func(Res
 	}
 	p, err := build(ctx, o.Bin)
 	if err != nil {
+		return err
+	}
+	if err := o.prepareSides(ctx); err != nil {
 		return err
 	}
 	removed, err := clean()
@@ -54,10 +58,15 @@ func run(ctx context.Context, o options, say func(string, ...any), show func(Res
 	if err != nil {
 		return err
 	}
+	seen := w.picture(ctx, *result)
 	if result.With, err = w.others(ctx); err != nil {
 		return err
 	}
+	seen.result.With = result.With
 	if err := show(*result); err != nil {
+		return err
+	}
+	if err := seen.write(w.Plot); err != nil {
 		return err
 	}
 	if w.Keep {
@@ -65,20 +74,6 @@ func run(ctx context.Context, o options, say func(string, ...any), show func(Res
 		<-ctx.Done()
 	}
 	return result.verdict()
-}
-
-// others measures the other ways of pulling that the options ask for.
-func (w *world) others(ctx context.Context) (map[string]Side, error) {
-	out := map[string]Side{}
-	for _, name := range w.With {
-		s, _ := findSide(name)
-		got, err := s.measure(ctx, w)
-		if err != nil {
-			return nil, fmt.Errorf("--with %s: %w", name, err)
-		}
-		out[name] = got
-	}
-	return out, nil
 }
 
 // measure lets the scenario happen and returns what came of it.
@@ -131,21 +126,21 @@ func (w *world) prepareRun(ctx context.Context) error {
 			return fmt.Errorf("before the scenario: %s: %w", p.node, p.err)
 		}
 	}
-	w.had = w.readPulled(ctx)
+	w.had = w.readPulled(ctx, slices.Concat(w.cluster.Nodes, w.cluster.Seeds))
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.pulls = nil
+	w.pulls, w.events = nil, nil
 	return ctx.Err()
 }
 
-// readPulled is how much each running node has got from whom until now.
-func (w *world) readPulled(ctx context.Context) map[string]map[string]int64 {
+// readPulled is how much each running member has got from whom until now.
+func (w *world) readPulled(ctx context.Context, members []*cluster.Member) map[string]map[string]int64 {
 	out := map[string]map[string]int64{}
-	for _, m := range w.cluster.Nodes {
+	for _, m := range members {
 		if !m.Running() {
 			continue
 		}
-		// A node that does not answer counts as one that has nothing.
+		// Who does not answer counts as one that has nothing.
 		out[m.Name], _ = m.Pulled(ctx)
 	}
 	return out

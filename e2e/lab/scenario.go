@@ -147,6 +147,7 @@ func (w *world) figure(name string, value float64) {
 func (w *world) kill(m *cluster.Member) {
 	w.lives.Lock()
 	defer w.lives.Unlock()
+	w.event("%s killed", m.Name)
 	m.Kill()
 }
 
@@ -155,6 +156,7 @@ func (w *world) start(ctx context.Context, m *cluster.Member) error {
 	w.lives.Lock()
 	err := m.Launch()
 	w.lives.Unlock()
+	w.event("%s started", m.Name)
 	if err != nil {
 		return err
 	}

@@ -56,6 +56,7 @@ type world struct {
 	broken  []string
 	notes   []string
 	figures map[string]float64
+	events  []event
 	// sources are the bytes that each node got by kind of source (seed, peer, origin),
 	// once the run is over.
 	sources map[string]map[string]int64
