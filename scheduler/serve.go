@@ -163,6 +163,8 @@ func newServer(id *identity.Identity, log *zap.Logger) *grpc.Server {
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(8),
+		grpc.MaxHeaderListSize(maxHeader),
+		grpc.ConnectionTimeout(handshakeLimit),
 		// A fixed window turns off the estimate of the bandwidth, which answers nearly
 		// every small message with a ping of its own. It is more than a node has under way.
 		grpc.StaticStreamWindowSize(256<<10),
@@ -181,9 +183,15 @@ func newServer(id *identity.Identity, log *zap.Logger) *grpc.Server {
 const gcPercent = 80
 
 // maxMessage holds the links of one blob of 200,000 pieces, which has 3 TiB. Nodes
-// tell many blobs in many messages. It bounds what a stranger can have in memory,
-// see identity.TapHandle.
+// tell many blobs in many messages.
 const maxMessage = 8 << 20
+
+// What a connection may take that has not shown yet who it is: with
+// identity.ServerCredentials they bound what strangers hold.
+const (
+	handshakeLimit = 10 * time.Second
+	maxHeader      = 16 << 10
+)
 
 // callers says who attends: whoever has a certificate and was not denied since.
 func callers(ca *identity.CA, log *zap.Logger) func(context.Context) (id, role string, ok bool) {

@@ -92,11 +92,11 @@ func openAuthority(ctx context.Context, cfg Config, log *zap.Logger) (*identity.
 		return identity.OpenCA(dir)
 	}
 	for wait := adoptFirst; ; wait = min(2*wait, adoptLast) {
-		token, err := readToken(cfg.TokenFile, dir)
-		if err != nil {
-			return nil, err
-		}
+		token, tokenErr := readToken(cfg.TokenFile)
 		ca, err := identity.AdoptCA(ctx, dir, cfg.JoinCluster, token)
+		if errors.Is(err, identity.ErrNoToken) && tokenErr != nil {
+			return nil, tokenErr
+		}
 		if err == nil || !errors.Is(err, identity.ErrUnreachable) && !errors.Is(err, identity.ErrDenied) {
 			return ca, err
 		}
@@ -109,19 +109,16 @@ func openAuthority(ctx context.Context, cfg Config, log *zap.Logger) (*identity.
 	}
 }
 
-// readToken reads the join token. The file is needed only until the CA is here.
-func readToken(file, dir string) (string, error) {
+// readToken reads the join token, which is needed only until the CA is here.
+func readToken(file string) (string, error) {
 	if file == "" {
 		return "", nil
 	}
 	raw, err := os.ReadFile(file)
-	if err == nil {
-		return string(raw), nil
+	if err != nil {
+		return "", fmt.Errorf("join token: %w; write the output of 'scheduler token create --role scheduler' there, readable by this user", err)
 	}
-	if entries, dirErr := os.ReadDir(dir); dirErr == nil && len(entries) > 0 {
-		return "", nil
-	}
-	return "", fmt.Errorf("join token: %w; write the output of 'scheduler token create --role scheduler' there, readable by this user", err)
+	return string(raw), nil
 }
 
 // newCluster makes this scheduler one of several.
@@ -130,7 +127,7 @@ func newCluster(ctx context.Context, cfg Config, ca *identity.CA, id string, lis
 	if err != nil {
 		return nil, err
 	}
-	address, gossip, err := addresses(ctx, cfg, listens)
+	address, gossip, err := addresses(ctx, cfg, listens, routeTo)
 	if err != nil {
 		return nil, err
 	}
@@ -153,14 +150,14 @@ func countSchedulers(reg prometheus.Registerer, all *cluster.Cluster) error {
 }
 
 // addresses are where nodes and where other schedulers reach this one.
-func addresses(ctx context.Context, cfg Config, listens net.Addr) (forNodes string, gossip net.IP, err error) {
+func addresses(ctx context.Context, cfg Config, listens net.Addr, route router) (forNodes string, gossip net.IP, err error) {
 	tcp, ok := listens.(*net.TCPAddr)
 	if !ok {
 		return "", nil, fmt.Errorf("listening at %s, which is no TCP address", listens)
 	}
 	own := tcp.IP
 	if len(own) == 0 || own.IsUnspecified() {
-		if own, err = ownAddress(ctx, cfg.Join); err != nil && cfg.Advertise == "" {
+		if own, err = ownAddress(ctx, cfg.Join, route); err != nil && cfg.Advertise == "" {
 			return "", nil, err
 		}
 	}
@@ -185,19 +182,37 @@ func addresses(ctx context.Context, cfg Config, listens net.Addr) (forNodes stri
 	return forNodes, own, err
 }
 
+// router finds the address of this machine from which it reaches another one.
+type router func(ctx context.Context, to string) (net.IP, error)
+
+// routeTo is a router. It sends no packet: connecting a UDP socket only picks the route.
+func routeTo(ctx context.Context, to string) (net.IP, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", to)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() // nothing was written
+	return conn.LocalAddr().(*net.UDPAddr).IP, nil
+}
+
 // ownAddress is this machine's address towards other schedulers, else that of its way
-// out.
-func ownAddress(ctx context.Context, others []string) (net.IP, error) {
-	// No packet is sent: connecting a UDP socket only picks the route. The last ones
-	// are kept free for documentation, and lie behind the way out.
+// out. Loopback is nobody's but its own, and taken only where there is nothing else: this
+// machine's own name may be among the others, and often stands for it.
+func ownAddress(ctx context.Context, others []string, route router) (net.IP, error) {
+	var loopback net.IP
+	// The last ones are kept free for documentation, and lie behind the way out.
 	for _, to := range append(slices.Clone(others), "192.0.2.1:9", "[2001:db8::1]:9") {
-		conn, err := new(net.Dialer).DialContext(ctx, "udp", to)
-		if err != nil {
-			continue
+		ip, err := route(ctx, to)
+		switch {
+		case err != nil:
+		case !ip.IsLoopback():
+			return ip, nil
+		case loopback == nil:
+			loopback = ip
 		}
-		ip := conn.LocalAddr().(*net.UDPAddr).IP
-		_ = conn.Close() // nothing was written
-		return ip, nil
+	}
+	if loopback != nil {
+		return loopback, nil
 	}
 	return nil, errors.New("this machine's address cannot be found: it has no route to other schedulers and none out; name the address that nodes use with --advertise, and an IP address in --gossip-listen")
 }

@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -63,10 +66,74 @@ func TestAddresses(t *testing.T) {
 		if c.join != "" {
 			cfg.Join = []string{c.join}
 		}
-		nodes, gossip, err := addresses(t.Context(), cfg, c.listens)
+		nodes, gossip, err := addresses(t.Context(), cfg, c.listens, routes{"127.0.0.1:65008": "127.0.0.1"}.to)
 		if err != nil || nodes != c.nodes || gossip.String() != c.gossip {
 			t.Errorf("%s: %s and %s, %v; want %s and %s", name, nodes, gossip, err, c.nodes, c.gossip)
 		}
+	}
+}
+
+// A token's file that is not there is said to be missing where it is needed, also when
+// the CA's directory has something else in it, and is not asked for where it is not.
+func TestTokenFileIsMissing(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.StateDir, cfg.JoinCluster, cfg.TokenFile = t.TempDir(), "127.0.0.1:1", filepath.Join(t.TempDir(), "token")
+	ca := filepath.Join(cfg.StateDir, "ca")
+	if err := os.MkdirAll(filepath.Join(ca, "lost+found"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openAuthority(t.Context(), cfg, zap.NewNop()); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), cfg.TokenFile) {
+		t.Errorf("without a CA: %v", err)
+	}
+	if _, err := identity.OpenCA(ca); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openAuthority(t.Context(), cfg, zap.NewNop()); err != nil {
+		t.Errorf("with a CA: %v", err)
+	}
+}
+
+// routes are the addresses from which others are reached.
+type routes map[string]string
+
+func (r routes) to(_ context.Context, to string) (net.IP, error) {
+	if ip := net.ParseIP(r[to]); ip != nil {
+		return ip, nil
+	}
+	return nil, errors.New("no route")
+}
+
+// The same names are given to all, and this machine's own may be its loopback, as
+// Debian's installer writes it.
+func TestOwnNameMayBeLoopback(t *testing.T) {
+	all := routes{"me:1": "127.0.1.1", "other:1": "10.0.0.1", "192.0.2.1:9": "10.1.0.1", "[2001:db8::1]:9": "2001:db8::2"}
+	without := func(gone ...string) routes {
+		r := maps.Clone(all)
+		for _, g := range gone {
+			delete(r, g)
+		}
+		return r
+	}
+	for name, c := range map[string]struct {
+		routes routes
+		want   string
+	}{
+		"before another":                 {all, "10.0.0.1"},
+		"where no other is known yet":    {without("other:1"), "10.1.0.1"},
+		"where the way out is by IPv6":   {without("other:1", "192.0.2.1:9"), "2001:db8::2"},
+		"where there is nothing outside": {without("other:1", "192.0.2.1:9", "[2001:db8::1]:9"), "127.0.1.1"},
+	} {
+		for _, join := range [][]string{{"me:1", "other:1"}, {"other:1", "me:1"}} {
+			if got, err := ownAddress(t.Context(), join, c.routes.to); err != nil || got.String() != c.want {
+				t.Errorf("%s: told of %v it is at %s, %v; want %s", name, join, got, err, c.want)
+			}
+		}
+	}
+	if got, err := ownAddress(t.Context(), nil, routes{}.to); err == nil {
+		t.Errorf("without any route it is at %s", got)
+	}
+	if got, err := routeTo(t.Context(), "127.0.0.1:9"); err != nil || !got.IsLoopback() {
+		t.Errorf("loopback is reached from %s, %v", got, err)
 	}
 }
 

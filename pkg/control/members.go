@@ -236,7 +236,7 @@ func (s *Set) vote() map[string]string {
 	}
 	s.known = s.known[:0]
 	for _, id := range slices.Sorted(maps.Keys(votes)) {
-		if 2*votes[id] < voters {
+		if !answers[id] && 2*votes[id] < voters {
 			delete(address, id)
 			continue
 		}

@@ -112,7 +112,10 @@ func (s *stream) Recv() (*damselflyv1.SchedulerMessage, error) {
 }
 
 func (s *stream) decide(ds ...*damselflyv1.Decision) {
-	s.down <- &damselflyv1.SchedulerMessage{Decisions: ds}
+	select {
+	case s.down <- &damselflyv1.SchedulerMessage{Decisions: ds}:
+	case <-s.ctx.Done():
+	}
 }
 
 var welcome = &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{}}}

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
 )
@@ -74,26 +75,32 @@ type Cluster struct {
 	heard   chan []identity.Statement // from other schedulers, to be kept
 	queue   *memberlist.TransmitLimitedQueue
 	// wrap and dial stand between memberlist and the network, for tests.
-	wrap func(memberlist.NodeAwareTransport) memberlist.NodeAwareTransport
-	dial dialFunc
-	seen time.Time // when the list of denied nodes that follows was changed; owned by follow
+	wrap  func(memberlist.NodeAwareTransport) memberlist.NodeAwareTransport
+	dial  dialFunc
+	lines *rate.Limiter // of the log, of what others cause
+	seen  time.Time     // when the list of denied nodes that follows was changed; owned by follow
 
 	mu      sync.Mutex
 	members map[string]peer // that live, by ID, this one among them
 	lost    map[string]loss // that have lived and are not heard any more, by ID
 	denials map[string]identity.Statement
 	gossip  string // ip:port of this one; empty before Run
+	started int64  // when this one did, or a moment after its last life: see outdate
+	retell  bool   // started has changed
 }
 
-// peer is a member and its gossip address.
+// peer is a member, its gossip address, and when it started: what is said of its earlier
+// lives holds no more.
 type peer struct {
 	Member
-	gossip string
+	gossip  string
+	started int64
 }
 
 type loss struct {
-	gossip string
-	at     time.Time
+	gossip  string
+	started int64
+	at      time.Time
 }
 
 // New returns a cluster that knows this scheduler alone. reg may be nil.
@@ -119,12 +126,13 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Cluster, erro
 		cfg: cfg, host: host, port: int(number), log: log,
 		changed: make(chan struct{}, 1), heard: make(chan []identity.Statement, 64),
 		members: map[string]peer{cfg.Self.ID: {Member: cfg.Self}}, lost: map[string]loss{},
-		denials: map[string]identity.Statement{},
-		wrap:    func(t memberlist.NodeAwareTransport) memberlist.NodeAwareTransport { return t },
-		dial:    new(net.Dialer).DialContext,
+		denials: map[string]identity.Statement{}, started: time.Now().UnixNano(),
+		wrap:  func(t memberlist.NodeAwareTransport) memberlist.NodeAwareTransport { return t },
+		dial:  new(net.Dialer).DialContext,
+		lines: rate.NewLimiter(rate.Every(5*time.Second), maxMembers),
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "damselfly_gossip_dropped_total",
-			Help: "What came as gossip and was dropped, by reason (streams: too many connections; member: no scheduler as others know them; statements: of denied nodes, damaged or too many).",
+			Help: "What came as gossip and was dropped, by reason (streams: connections of who has not the key, or too many; member: no scheduler as others know them; statements: of denied nodes, damaged or too many).",
 		}, []string{"reason"}),
 	}
 	c.queue = &memberlist.TransmitLimitedQueue{NumNodes: c.size, RetransmitMult: retransmits}
@@ -205,14 +213,14 @@ func (c *Cluster) open(ctx context.Context) (*memberlist.Memberlist, error) {
 	c.gossip = net.JoinHostPort(c.cfg.Address.String(), strconv.Itoa(port))
 	c.mu.Unlock()
 	// What is under way may go on until Run has ended: leaving is said by gossip.
-	transport := newBounded(ctx, c.wrap(inner), c.dial, c.drop)
+	transport := newBounded(ctx, c.wrap(inner), c.cfg.Key, c.dial, c.drop)
 	d := &delegate{c}
 	cfg := tuned()
 	cfg.Name, cfg.Label, cfg.SecretKey = c.cfg.Self.ID, "damselfly "+c.cfg.Cluster, c.cfg.Key
 	cfg.BindAddr, cfg.BindPort = c.host, port
 	cfg.AdvertiseAddr, cfg.AdvertisePort = c.cfg.Address.String(), port
 	cfg.Transport, cfg.Logger = transport, lines
-	cfg.Delegate, cfg.Events, cfg.Alive, cfg.Conflict = d, d, d, d
+	cfg.Delegate, cfg.Events, cfg.Alive, cfg.Conflict, cfg.Merge = d, d, d, d, d
 	list, err := memberlist.Create(cfg)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start gossip: %w", err), transport.Shutdown())

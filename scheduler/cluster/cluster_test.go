@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
@@ -23,6 +24,10 @@ type world struct {
 	t   *testing.T
 	key []byte
 	ids *identitytest.TestCluster
+	// behind is how far the clocks of those that start from now on are behind.
+	behind time.Duration
+	// wrap, where it is set, stands before the network of those that start.
+	wrap func(memberlist.NodeAwareTransport) memberlist.NodeAwareTransport
 }
 
 func newWorld(t *testing.T) *world {
@@ -64,6 +69,10 @@ func (w *world) startAs(id, listen string, join ...string) *scheduler {
 		w.t.Fatal(err)
 	}
 	s.wrap, s.dial = s.cut.wrap, s.cut.dial
+	s.started -= int64(w.behind)
+	if w.wrap != nil {
+		s.wrap = w.wrap
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -17,7 +18,9 @@ type delegate struct{ *Cluster }
 
 // NodeMeta implements memberlist.Delegate.
 func (d *delegate) NodeMeta(limit int) []byte {
-	meta := []byte(d.cfg.Self.Address + "\n")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	meta := encodeMeta(d.cfg.Self.Address, d.started)
 	return meta[:min(len(meta), limit)]
 }
 
@@ -34,18 +37,62 @@ func (d *delegate) admissible(n *memberlist.Node) error {
 	if err := identity.CheckID(n.Name); err != nil {
 		return fmt.Errorf("its name is no peer ID: %w", err)
 	}
-	if _, err := decodeMeta(n.Meta); err != nil {
-		return fmt.Errorf("its address for nodes: %w", err)
+	_, started, err := decodeMeta(n.Meta)
+	if err != nil {
+		return fmt.Errorf("what it says of itself: %w", err)
 	}
 	if len(n.Addr) != net.IPv4len && len(n.Addr) != net.IPv6len || n.Port == 0 {
 		return fmt.Errorf("its gossip address is no address: %v:%d", n.Addr, n.Port)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if n.Name == d.cfg.Self.ID {
+		d.outdate(started)
+		return nil
+	}
+	if started < d.startOf(n.Name) {
+		return errors.New("it has started again since")
+	}
 	if _, ok := d.members[n.Name]; !ok && len(d.members) >= maxMembers {
 		return fmt.Errorf("there are %d schedulers already", len(d.members))
 	}
 	return nil
+}
+
+// startOf is when a scheduler started that lives or has died a moment ago. The caller
+// holds mu.
+func (d *delegate) startOf(id string) int64 {
+	if m, ok := d.members[id]; ok {
+		return m.started
+	}
+	if l, ok := d.lost[id]; ok && time.Since(l.at) < rememberDead {
+		return l.started
+	}
+	return 0
+}
+
+// NotifyMerge implements memberlist.MergeDelegate: it hears what the others remember of
+// this scheduler's last life.
+func (d *delegate) NotifyMerge(all []*memberlist.Node) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range all {
+		if n.Name != d.cfg.Self.ID {
+			continue
+		}
+		if _, started, err := decodeMeta(n.Meta); err == nil {
+			d.outdate(started)
+		}
+	}
+	return nil
+}
+
+// outdate sees to it that this scheduler counts as started after what others remember of
+// it: a clock may have been set back since. The caller holds mu.
+func (d *delegate) outdate(started int64) {
+	if started > d.started {
+		d.started, d.retell = started+1, true
+	}
 }
 
 // NotifyJoin implements memberlist.EventDelegate.
@@ -55,16 +102,16 @@ func (d *delegate) NotifyJoin(n *memberlist.Node) { d.alive(n, "a scheduler has 
 func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.alive(n, "a scheduler has another address") }
 
 func (d *delegate) alive(n *memberlist.Node, what string) {
-	address, err := decodeMeta(n.Meta)
+	address, started, err := decodeMeta(n.Meta)
 	if err != nil {
 		return // not admissible either
 	}
 	d.mu.Lock()
-	d.members[n.Name] = peer{Member: Member{ID: n.Name, Address: address}, gossip: n.Address()}
+	d.members[n.Name] = peer{Member: Member{ID: n.Name, Address: address}, gossip: n.Address(), started: started}
 	delete(d.lost, n.Name)
 	size := len(d.members)
 	d.mu.Unlock()
-	if n.Name != d.cfg.Self.ID {
+	if n.Name != d.cfg.Self.ID && d.lines.Allow() {
 		d.log.Info(what, zap.String("scheduler", n.Name), zap.String("address", address), zap.Int("schedulers", size))
 	}
 	d.signal()
@@ -76,17 +123,19 @@ func (d *delegate) NotifyLeave(n *memberlist.Node) {
 		return // it leaves because it stops
 	}
 	d.mu.Lock()
-	delete(d.members, n.Name)
 	d.lose(n)
 	size := len(d.members)
 	d.mu.Unlock()
-	d.log.Warn("a scheduler is gone; the others take its blobs", zap.String("scheduler", n.Name), zap.Int("schedulers", size))
+	if d.lines.Allow() {
+		d.log.Warn("a scheduler is gone; the others take its blobs", zap.String("scheduler", n.Name), zap.Int("schedulers", size))
+	}
 	d.signal()
 }
 
-// lose remembers where a member was: it may be there again. The caller holds mu.
+// lose takes out a member and remembers where it was: it may be there again. The caller holds mu.
 func (d *delegate) lose(n *memberlist.Node) {
-	d.lost[n.Name] = loss{gossip: n.Address(), at: time.Now()}
+	d.lost[n.Name] = loss{gossip: n.Address(), started: d.members[n.Name].started, at: time.Now()}
+	delete(d.members, n.Name)
 	if len(d.lost) <= maxMembers {
 		return
 	}
@@ -101,6 +150,9 @@ func (d *delegate) lose(n *memberlist.Node) {
 
 // NotifyConflict implements memberlist.ConflictDelegate.
 func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {
+	if !d.lines.Allow() {
+		return
+	}
 	d.log.Warn("one scheduler has two addresses: either it has just moved, or its whole state directory was copied; then delete the directory identity in the copy and start it again",
 		zap.String("scheduler", existing.Name), zap.String("one", existing.Address()), zap.String("other", other.Address()))
 }

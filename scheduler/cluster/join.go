@@ -50,6 +50,9 @@ func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
 				c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", zap.Strings("join", c.cfg.Join), zap.Error(err))
 			}
 		}
+		if c.mustRetell() {
+			_ = list.UpdateNode(seekSoon) // who has not heard it then is told at the next exchange
+		}
 		timer := time.NewTimer(time.Duration((0.5 + rand.Float64()/2) * float64(seekSoon)))
 		select {
 		case <-ctx.Done():
@@ -80,6 +83,15 @@ func (c *Cluster) seekOnce(ctx context.Context, list joiner) error {
 		return nil
 	}
 	return errors.Join(err, errors.Join(errs...))
+}
+
+// mustRetell tells, once, that what this scheduler says of itself has changed.
+func (c *Cluster) mustRetell() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	must := c.retell
+	c.retell = false
+	return must
 }
 
 func (c *Cluster) hasJustLost() bool {

@@ -38,6 +38,8 @@ const (
 	syncEvery = 10 * time.Second
 	// streamLimit bounds a connection to another scheduler.
 	streamLimit = 2 * time.Second
+	// rememberDead is how long it is known of a scheduler that it lived, and since when.
+	rememberDead = 30 * time.Second
 )
 
 func tuned() *memberlist.Config {
@@ -50,6 +52,7 @@ func tuned() *memberlist.Config {
 	// A scheduler that comes back with another address, as a pod does, is the same
 	// one: its name is that of its key.
 	cfg.DeadNodeReclaimTime = time.Millisecond
+	cfg.GossipToTheDeadTime = rememberDead
 	cfg.EnableCompression = false
 	return cfg
 }

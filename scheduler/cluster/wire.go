@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"strconv"
 	"strings"
@@ -14,7 +15,8 @@ import (
 
 // What schedulers gossip, besides what memberlist says itself, has two forms: a
 // member's meta data, which is the host:port of its Scheduler service in the first
-// line (later releases may write more lines); and statements of denied nodes, a version
+// line, and in the second when it started, nanoseconds since 1970, decimal (later
+// releases may write more lines); and statements of denied nodes, a version
 // byte with nothing or more of
 //
 //	1 byte   1 denied, 0 allowed
@@ -77,10 +79,21 @@ func decodeStatements(b []byte) ([]identity.Statement, error) {
 	return out, nil
 }
 
-// decodeMeta is the address in a member's meta data.
-func decodeMeta(meta []byte) (string, error) {
-	address, _, _ := strings.Cut(string(meta), "\n")
-	return address, CheckAddress(address)
+// encodeMeta is a member's meta data.
+func encodeMeta(address string, started int64) []byte {
+	return fmt.Appendf(nil, "%s\n%d\n", address, started)
+}
+
+// decodeMeta reads what encodeMeta wrote.
+func decodeMeta(meta []byte) (address string, started int64, err error) {
+	lines := strings.SplitN(string(meta), "\n", 3)
+	if len(lines) < 2 {
+		return "", 0, errors.New("it does not say when it started")
+	}
+	if started, err = strconv.ParseInt(lines[1], 10, 64); err != nil || started < 0 || started == math.MaxInt64 {
+		return "", 0, fmt.Errorf("it started at %q, which is no time", lines[1])
+	}
+	return lines[0], started, CheckAddress(lines[0])
 }
 
 // CheckAddress says what is wrong with the address at which others are to reach a

@@ -152,7 +152,10 @@ type Authority struct {
 	// The CA's private key: PKCS #8, DER. It must not be logged.
 	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The cluster's CA certificates, DER: that of the key first.
-	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	Roots [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	// What was last said of each node that was ever denied: who has the CA renews
+	// certificates, and must know whose not to.
+	Statements    []*Statement `protobuf:"bytes,3,rep,name=statements,proto3" json:"statements,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +204,76 @@ func (x *Authority) GetRoots() [][]byte {
 	return nil
 }
 
+func (x *Authority) GetStatements() []*Statement {
+	if x != nil {
+		return x.Statements
+	}
+	return nil
+}
+
+// Statement is what was last said of a node.
+type Statement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its peer ID.
+	Node   string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Denied bool   `protobuf:"varint,2,opt,name=denied,proto3" json:"denied,omitempty"`
+	// When it was said, nanoseconds since 1970. The newest statement holds.
+	At            int64 `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Statement) Reset() {
+	*x = Statement{}
+	mi := &file_damselfly_v1_identity_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Statement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Statement) ProtoMessage() {}
+
+func (x *Statement) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_identity_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Statement.ProtoReflect.Descriptor instead.
+func (*Statement) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Statement) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Statement) GetDenied() bool {
+	if x != nil {
+		return x.Denied
+	}
+	return false
+}
+
+func (x *Statement) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -210,7 +283,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_damselfly_v1_identity_proto_msgTypes[3]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +295,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_identity_proto_msgTypes[3]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +308,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{3}
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -257,7 +330,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_damselfly_v1_identity_proto_msgTypes[4]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +342,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_identity_proto_msgTypes[4]
+	mi := &file_damselfly_v1_identity_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +355,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{4}
+	return file_damselfly_v1_identity_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Certificate) GetChain() [][]byte {
@@ -311,10 +384,17 @@ const file_damselfly_v1_identity_proto_rawDesc = "" +
 	"\x04role\x18\x04 \x01(\tR\x04role\"E\n" +
 	"\x10AuthorityRequest\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\tR\atokenId\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\tR\x06secret\"3\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"l\n" +
 	"\tAuthority\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\fR\x05roots\" \n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\x127\n" +
+	"\n" +
+	"statements\x18\x03 \x03(\v2\x17.damselfly.v1.StatementR\n" +
+	"statements\"G\n" +
+	"\tStatement\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06denied\x18\x02 \x01(\bR\x06denied\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x03R\x02at\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"9\n" +
 	"\vCertificate\x12\x14\n" +
@@ -337,26 +417,28 @@ func file_damselfly_v1_identity_proto_rawDescGZIP() []byte {
 	return file_damselfly_v1_identity_proto_rawDescData
 }
 
-var file_damselfly_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_damselfly_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_damselfly_v1_identity_proto_goTypes = []any{
 	(*JoinRequest)(nil),      // 0: damselfly.v1.JoinRequest
 	(*AuthorityRequest)(nil), // 1: damselfly.v1.AuthorityRequest
 	(*Authority)(nil),        // 2: damselfly.v1.Authority
-	(*RenewRequest)(nil),     // 3: damselfly.v1.RenewRequest
-	(*Certificate)(nil),      // 4: damselfly.v1.Certificate
+	(*Statement)(nil),        // 3: damselfly.v1.Statement
+	(*RenewRequest)(nil),     // 4: damselfly.v1.RenewRequest
+	(*Certificate)(nil),      // 5: damselfly.v1.Certificate
 }
 var file_damselfly_v1_identity_proto_depIdxs = []int32{
-	0, // 0: damselfly.v1.Identity.Join:input_type -> damselfly.v1.JoinRequest
-	1, // 1: damselfly.v1.Identity.ShareAuthority:input_type -> damselfly.v1.AuthorityRequest
-	3, // 2: damselfly.v1.Identity.Renew:input_type -> damselfly.v1.RenewRequest
-	4, // 3: damselfly.v1.Identity.Join:output_type -> damselfly.v1.Certificate
-	2, // 4: damselfly.v1.Identity.ShareAuthority:output_type -> damselfly.v1.Authority
-	4, // 5: damselfly.v1.Identity.Renew:output_type -> damselfly.v1.Certificate
-	3, // [3:6] is the sub-list for method output_type
-	0, // [0:3] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	3, // 0: damselfly.v1.Authority.statements:type_name -> damselfly.v1.Statement
+	0, // 1: damselfly.v1.Identity.Join:input_type -> damselfly.v1.JoinRequest
+	1, // 2: damselfly.v1.Identity.ShareAuthority:input_type -> damselfly.v1.AuthorityRequest
+	4, // 3: damselfly.v1.Identity.Renew:input_type -> damselfly.v1.RenewRequest
+	5, // 4: damselfly.v1.Identity.Join:output_type -> damselfly.v1.Certificate
+	2, // 5: damselfly.v1.Identity.ShareAuthority:output_type -> damselfly.v1.Authority
+	5, // 6: damselfly.v1.Identity.Renew:output_type -> damselfly.v1.Certificate
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_identity_proto_init() }
@@ -370,7 +452,7 @@ func file_damselfly_v1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_damselfly_v1_identity_proto_rawDesc), len(file_damselfly_v1_identity_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
