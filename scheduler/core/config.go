@@ -22,7 +22,9 @@ type Config struct {
 	MaxSlots int
 	// ReaderUploadSlots bounds the upload slots of a node while it reads an
 	// origin, because a full uplink delays the acknowledgements that its own
-	// reading needs. 0 means half of what it attended with, at least 2.
+	// reading needs; with too few, receivers that have other leases as well leave its
+	// uplink idle, and new pieces come late. 0 means three quarters of what it attended
+	// with, at least 2.
 	ReaderUploadSlots int
 
 	// LeasePieces and LeaseBytes bound the run of one lease from a holder; a

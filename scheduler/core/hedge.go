@@ -172,6 +172,10 @@ func (m *member) hasAll(l *lease) bool {
 	return true
 }
 
+// trials is how many leases it takes to call a node a laggard. The first may be slow
+// for the sake of a new connection, and to a laggard nobody goes to learn better.
+const trials = 4
+
 // classify looks whether n is a laggard, far slower than most: it is not worth a slot
 // while somebody else can serve, and what is on its way to it is as good as nowhere.
 func (s *State) classify(n *node) {
@@ -182,7 +186,7 @@ func (s *State) classify(n *node) {
 	if n.lags {
 		least *= 2 // no to and fro
 	}
-	lags := n.downRate > 0 && n.downRate < least || n.upRate > 0 && n.upRate < least
+	lags := n.downSeen == trials && n.downRate < least || n.upSeen == trials && n.upRate < least
 	if lags == n.lags {
 		return
 	}

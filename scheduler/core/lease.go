@@ -262,11 +262,13 @@ func (s *State) done(e *Done) {
 	if e.Bytes > 0 && e.Time > 0 && l.host == nil {
 		rate := int64(float64(e.Bytes) / float64(e.Time) * float64(Second))
 		n.downRate = learn(n.downRate, rate)
+		n.downSeen = min(n.downSeen+1, trials)
 		s.usualRate += (rate - s.usualRate) / 64
 		s.usualTrip += (max(s.now-l.since-e.Time, 0) - s.usualTrip) / 64
 		s.classify(n)
 		if h != nil {
 			h.upRate = learn(h.upRate, rate)
+			h.upSeen = min(h.upSeen+1, trials)
 			s.classify(h)
 		}
 	}

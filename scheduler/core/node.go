@@ -13,6 +13,7 @@ type node struct {
 	upSlots          int      // that may be leased now
 	downSlots        int
 	reading          int       // of down, those that read an origin
+	upSeen, downSeen int8      // leases that the rates are from, up to trials
 	upRate, downRate int64     // bytes per second, 0 while unknown
 	recent           *member   // that it spoke of last
 	serving          []*member // counted: what it holds in active swarms
@@ -149,7 +150,7 @@ func (s *State) uploads(n *node) int {
 	if s.cfg.ReaderUploadSlots > 0 {
 		return min(n.upSlots, s.cfg.ReaderUploadSlots)
 	}
-	return min(n.upSlots, max(2, n.upMost/2))
+	return min(n.upSlots, max(2, n.upMost*3/4))
 }
 
 // respare looks whether n has a free upload slot, and if that changed, offers
