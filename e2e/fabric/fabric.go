@@ -120,7 +120,7 @@ func newSpace(name string) (*space, error) {
 			return fmt.Errorf("namespace %s: %w", name, err)
 		}
 		s.ns = ns
-		return sysctl("net/ipv6/conf/all/disable_ipv6", "1")
+		return errors.Join(sysctl("net/ipv6/conf/all/disable_ipv6", "1"), sysctl("net/ipv4/tcp_congestion_control", "reno"))
 	})
 	if err == nil {
 		s.Handle, err = netlink.NewHandleAt(s.ns)

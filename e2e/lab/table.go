@@ -44,12 +44,8 @@ func newTable() *cobra.Command {
 				t.log = c.ErrOrStderr()
 			}
 			failed := 0
-			left := full
-			if !quick {
-				left = short
-			}
 			for _, r := range rows() {
-				if r.in == left || !pattern.MatchString(r.name) {
+				if r.short != quick || !pattern.MatchString(r.name) {
 					continue
 				}
 				if !t.run(c.Context(), r) {
