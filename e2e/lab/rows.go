@@ -108,7 +108,7 @@ func rows() []row {
 		// ratios only tell that nothing waits for what will not come.
 		{name: "flash, N = 8, F = 64 MiB", scenario: "flash", nodes: 8, blob: quick, short: true,
 			bars: []bar{ratio(sharedRatio), originRatio(1.01)}},
-		{name: "20 layers of 1 MiB, N = 8", scenario: "small", nodes: 8, short: true, bars: []bar{ratio(2 * sharedRatio), smallRequests()}},
+		{name: "20 layers of 1 MiB, N = 8, shared machine", scenario: "small", nodes: 8, short: true, bars: []bar{ratio(2 * sharedRatio), smallRequests()}},
 		{name: "scheduler killed half way, F = 64 MiB", scenario: "scheduler-killed", nodes: 8, blob: quick, short: true,
 			bars: []bar{ratio(sharedRatio), originRatio(1.10)}},
 		{name: "30 % of nodes killed half way, F = 64 MiB", scenario: "nodes-killed", nodes: 8, blob: quick, short: true,
