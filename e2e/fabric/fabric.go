@@ -120,6 +120,7 @@ func newSpace(name string) (*space, error) {
 			return fmt.Errorf("namespace %s: %w", name, err)
 		}
 		s.ns = ns
+		// Reno is in every kernel; what else one prefers changes what is measured.
 		return errors.Join(sysctl("net/ipv6/conf/all/disable_ipv6", "1"), sysctl("net/ipv4/tcp_congestion_control", "reno"))
 	})
 	if err == nil {
