@@ -65,7 +65,7 @@ func (w *wire) over(conn net.Conn, info credentials.AuthInfo, err error) (net.Co
 	if err != nil {
 		return nil, nil, err
 	}
-	return &bulk{conn, w}, info, nil
+	return &bulk{Conn: conn, wire: w}, info, nil
 }
 
 // Read implements net.Conn.
@@ -94,10 +94,13 @@ func (w *wire) SyscallConn() (syscall.RawConn, error) {
 type bulk struct {
 	net.Conn
 	wire *wire
+	mu   sync.Mutex // one Write at a time
 }
 
-// Write implements net.Conn. One goroutine at a time may call it, as gRPC does.
+// Write implements net.Conn.
 func (b *bulk) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.wire.hold()
 	n, err := b.Conn.Write(p)
 	if flushErr := b.wire.flush(); err == nil {
