@@ -14,7 +14,9 @@ import (
 
 // records are credentials whose connections write in records of four bytes, as TLS
 // does in larger ones.
-type records struct{ credentials.TransportCredentials }
+type records struct {
+	credentials.TransportCredentials
+}
 
 func (records) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return recordConn{raw}, nil, nil
