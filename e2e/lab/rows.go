@@ -96,6 +96,9 @@ func rows() []row {
 		{name: "origin answers 429 for 5 s", scenario: "origin-429", nodes: 16, blob: large, bars: []bar{
 			// A layer and its config are asked for at once, and both are refused once.
 			figure("refused_requests", 2), figure("requests_after_pause", 2), figure("seconds_beyond_pause", 3)}},
+		{name: "origin answers everything 429 for 5 s", scenario: "origin-429-all", nodes: 16, blob: large, bars: []bar{
+			// Each node asks what the tag means, and is refused once.
+			figure("refused_requests", 16), figure("seconds_beyond_pause", 3)}},
 		{name: "disk full on 2 of 16 nodes", scenario: "full-disk", nodes: 16, blob: large, bars: []bar{nothingWrong(), ratio(1.25)}},
 		{name: "late joiner, N = 8", scenario: "late", nodes: 8, blob: quick, bars: []bar{figure("late_ratio", 1.05)}},
 		{name: "two images at once, N = 8", scenario: "two", nodes: 8, blob: large, bars: []bar{ratio(1.25), originRatio(1.01)}},
