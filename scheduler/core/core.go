@@ -58,6 +58,7 @@ type State struct {
 	loose     []*member // may be members no longer
 	set       bitset    // scratch of the policy
 	cand      bitset    // of the decision at hand
+	alt       bitset    // those of them that nodes can serve
 	ids       []string
 	stats     counters
 }

@@ -22,6 +22,9 @@ func (rarestPolicy) piece(s *State, m *member, cand bitset) int {
 		from := cand.next(0)
 		return s.rarest(b, cand, from, min(from+s.cfg.Window, b.n))
 	}
+	if m.fedBySeed() {
+		cand = s.fromNodes(b, cand)
+	}
 	if p := s.unseen(b, cand); p >= 0 && m.n.downRate > s.usualRate/2 {
 		return p
 	}
@@ -72,6 +75,32 @@ func (s *State) common(b *swarm, cand bitset) int {
 		return -1
 	}
 	return s.pick(s.set[:len(cand)])
+}
+
+// fedBySeed tells whether a seed sends m something now. Who is behind is served first,
+// and would else get all of its leases from the seed, which has the rarest and whose
+// line is the one most shared: it stayed behind.
+func (m *member) fedBySeed() bool {
+	for _, l := range m.n.down {
+		if l.m == m && l.holder != nil && l.holder.seed {
+			return true
+		}
+	}
+	return false
+}
+
+// fromNodes is those of the candidates that nodes can serve now; all where none can.
+func (s *State) fromNodes(b *swarm, cand bitset) bitset {
+	out := s.alt[:len(cand)]
+	var any uint64
+	for w := range cand {
+		out[w] = cand[w] & b.nodes.available(w)
+		any |= out[w]
+	}
+	if any == 0 {
+		return cand
+	}
+	return out
 }
 
 // commonPercent of a crowd of commonCrowd at least is most of it.

@@ -163,7 +163,7 @@ func (s *State) activate(b *swarm) {
 	b.forgetLinks()
 	s.pieces += b.n
 	if len(s.cand) < words(b.n) {
-		s.cand, s.set = newBitset(b.n), newBitset(b.n)
+		s.cand, s.set, s.alt = newBitset(b.n), newBitset(b.n), newBitset(b.n)
 	}
 	for _, m := range b.members {
 		m.publishes, m.asked = false, false
