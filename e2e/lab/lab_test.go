@@ -265,3 +265,11 @@ func TestMixedLayers(t *testing.T) {
 		t.Errorf("%d layers of %d bytes, want 40 of about %d", len(o.layers), sum, o.size)
 	}
 }
+
+// A bar on a figure does not hold where the scenario has not set it.
+func TestFigureThatIsNotThere(t *testing.T) {
+	b := figure("waits", 3)
+	if b.holds(Result{}) || !b.holds(Result{Figures: map[string]float64{"waits": 3}}) || b.holds(Result{Figures: map[string]float64{"waits": 3.1}}) {
+		t.Error("a missing figure holds, or one at the bar does not, or one above it does")
+	}
+}

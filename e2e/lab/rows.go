@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // bar is one thing that a row demands of its result.
 type bar struct {
@@ -56,9 +59,15 @@ func requests(what string, n int) bar {
 	return bar{fmt.Sprintf("origin_requests <= %d (%s)", n, what), func(r Result) float64 { return float64(r.OriginRequests) }, float64(n)}
 }
 
-// figure is a bar on what only one scenario measures.
+// figure is a bar on what only one scenario measures; it does not hold where that has
+// measured nothing.
 func figure(name string, n float64) bar {
-	return most(name, n, func(r Result) float64 { return r.Figures[name] })
+	return most(name, n, func(r Result) float64 {
+		if got, ok := r.Figures[name]; ok {
+			return got
+		}
+		return math.Inf(1)
+	})
 }
 
 func nothingWrong() bar {
