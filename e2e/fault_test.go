@@ -2,11 +2,8 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -62,18 +59,7 @@ func TestWrongBytes(t *testing.T) {
 	img := push(t, o, "app/img", sample.Medium(), sample.OCI)
 	layer := largest(img)
 	o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Times: 1, Fault: origin.Flip(layer.Size() / 2)})
-	errs := make([]error, len(c.Nodes))
-	var pulls sync.WaitGroup
-	for i, n := range c.Nodes {
-		pulls.Go(func() { errs[i] = through(n).Blob(deadline(t), "app/img", layer.Digest, layer.Size()) })
-	}
-	pulls.Wait()
-	for i, err := range errs {
-		// Either the node noticed in time, or the end of the body is missing.
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && statusOf(err) == 0 {
-			t.Errorf("%s handed the layer out whole with a wrong bit: %v", c.Nodes[i].Name, err)
-		}
-	}
+	pullRightOrCutOff(t, c.Nodes, "app/img", layer)
 	eventually(t, func(ctx context.Context) error { return pullNodes(ctx, c.Nodes, img, "app/img") })
 	if sent := o.Counts().BlobBytes[layer.Digest]; sent < layer.Size()*3/2 {
 		t.Errorf("the origin sent %d bytes of the layer: the wrong ones were kept", sent)

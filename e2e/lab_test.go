@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -189,6 +190,24 @@ func pullAll(t testing.TB, nodes []*cluster.Member, img *sample.Image, repositor
 	if err := pullNodes(deadline(t), nodes, img, repository); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// pullRightOrCutOff pulls a layer through every node at once. What a client gets is right,
+// or cut off: the node noticed in time, or the end of the body is missing.
+func pullRightOrCutOff(t testing.TB, nodes []*cluster.Member, repository string, layer sample.Blob) []error {
+	t.Helper()
+	errs := make([]error, len(nodes))
+	var pulls sync.WaitGroup
+	for i, n := range nodes {
+		pulls.Go(func() { errs[i] = through(n).Blob(deadline(t), repository, layer.Digest, layer.Size()) })
+	}
+	pulls.Wait()
+	for i, err := range errs {
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && statusOf(err) == 0 {
+			t.Errorf("%s handed the layer out whole with wrong bytes: %v", nodes[i].Name, err)
+		}
+	}
+	return errs
 }
 
 func pullNodes(ctx context.Context, nodes []*cluster.Member, img *sample.Image, repository string) error {

@@ -2,9 +2,7 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -166,17 +164,7 @@ func TestForgedChain(t *testing.T) {
 			layer := largest(img)
 			c := startCluster(t, o, 1, 4)
 			rogue := startRogue(t, c, cluster.Node, "--lie", "forged-chain", "--claim", claim, "--blob", subject(layer, "app/img"))
-			errs := make([]error, len(c.Nodes))
-			var pulls sync.WaitGroup
-			for i, n := range c.Nodes {
-				pulls.Go(func() { errs[i] = through(n).Blob(deadline(t), "app/img", layer.Digest, layer.Size()) })
-			}
-			pulls.Wait()
-			for i, err := range errs {
-				if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && statusOf(err) == 0 {
-					t.Errorf("%s handed the layer out whole with wrong bytes: %v", c.Nodes[i].Name, err)
-				}
-			}
+			errs := pullRightOrCutOff(t, c.Nodes, "app/img", layer)
 			checkLies(t, rogue, true)
 			start := time.Now()
 			pullAll(t, c.Nodes, img, "app/img")
