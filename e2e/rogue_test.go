@@ -175,7 +175,7 @@ func TestRogueBegins(t *testing.T) {
 
 // TestForgedChain has a node claim a blob with a hash chain of its own making, before
 // anybody wants the blob. No client completes it with wrong bytes: who has got some
-// already is cut off before the end, and the next pull is right.
+// already is cut off before the end, the next pull is right, and the node is shut out.
 func TestForgedChain(t *testing.T) {
 	for _, claim := range []string{"pieces", "sealed"} {
 		t.Run(claim, func(t *testing.T) {
@@ -188,6 +188,9 @@ func TestForgedChain(t *testing.T) {
 			checkLies(t, rogue, true)
 			start := time.Now()
 			pullAll(t, c.Nodes, img, "app/img")
+			if !quarantined(t, c) {
+				t.Error("the rogue is not quarantined")
+			}
 			t.Logf("first pulls: %v; the next: %v", errs, time.Since(start))
 			if ratio := float64(o.Counts().BlobBytes[layer.Digest]) / float64(layer.Size()); ratio > 1.5 {
 				t.Errorf("the origin sent %.2f times the layer", ratio)

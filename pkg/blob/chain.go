@@ -176,6 +176,17 @@ func (c *Chain) Proves(i int) bool {
 	return c.known.Has(i) && (i == c.Len()-1 || c.known.Has(i+1))
 }
 
+// Contradicts tells whether the two chains, of one blob, know different links in the
+// same place.
+func (c *Chain) Contradicts(o *Chain) bool {
+	for i := range c.Len() {
+		if a, b := c.Link(i), o.Link(i); a != nil && b != nil && !bytes.Equal(a, b) {
+			return true
+		}
+	}
+	return false
+}
+
 // Forget drops every link but link 0: the chain led to a wrong digest. What Links has
 // given stays as it is.
 func (c *Chain) Forget() {

@@ -118,6 +118,13 @@ func (m *Manager) fetchAlone(t *task) {
 	})
 }
 
+// recall ends a: no links of others come by it once recall has returned.
+func (a *alone) recall() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.end(errRecalled)
+}
+
 // fetch returns nil when everything is here that clients wait for.
 func (a *alone) fetch(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)

@@ -331,6 +331,10 @@ func (m *Manager) revoke(d blob.Digest) {
 		for _, l := range t.leases {
 			l.end(errRecalled)
 		}
+		t.refused = false // that came of the same links, as what this node grants itself
+		if t.alone != nil {
+			t.alone.recall()
+		}
 	})
 	if b, ok := m.store.Get(d); ok {
 		if err := b.Reset(); err != nil {

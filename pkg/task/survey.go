@@ -139,6 +139,9 @@ func (a *alone) ask(ctx context.Context, o *other) {
 	defer a.mu.Unlock()
 	now := time.Now()
 	o.asking = false
+	if ctx.Err() != nil && err == nil {
+		return // recalled
+	}
 	if err != nil {
 		a.unheard(o, err, now)
 		return

@@ -5,9 +5,6 @@ import "github.com/damselfly-p2p/damselfly/pkg/blob"
 // Who says links, and what becomes of them when they lie. A wrong link wastes
 // time and never delivers a wrong blob: the last piece is proved by the digest.
 
-// mixed is the publisher when several nodes said the links.
-const mixed = ^uint64(0)
-
 // maxAsks is how many holders in a row are asked for links until the origin is
 // read again.
 const maxAsks = 3
@@ -18,7 +15,9 @@ func (b *swarm) forgetLinks() {
 	b.chain = blob.NewChain(b.digest, b.layout)
 	clear(b.proved)
 	b.front = 0
-	b.publisher = 0
+	for _, m := range b.members {
+		m.told = false
+	}
 	if b.chain.Proves(0) {
 		b.proved.set(0)
 		b.front = 1
@@ -54,11 +53,7 @@ func (s *State) addLinks(m *member, first int, links []byte) bool {
 		b.front--
 	}
 	b.asks = 0
-	if b.publisher == 0 {
-		b.publisher = m.n.serial
-	} else if b.publisher != m.n.serial {
-		b.publisher = mixed
-	}
+	m.told = true
 	return true
 }
 
@@ -81,21 +76,37 @@ func (s *State) ask(b *swarm) bool {
 		}
 		s.mute(b)
 	}
-	if b.asks >= maxAsks || !b.holdsUnproved() {
+	if b.asks >= maxAsks || s.doubtful(b) || !b.holdsUnproved() {
 		return false
 	}
+	var best *member // the first without strikes, else the first
 	for _, m := range b.members {
 		if !m.counted || m.asked || !m.holdsUnproved() {
 			continue
 		}
-		m.asked, m.publishes = true, true
-		b.asks++
-		b.asked, b.askedSince, b.askedUntil = m, s.now, s.now+s.cfg.TellTime
-		s.wakeSwarm(b, b.askedUntil)
-		s.decide(Decision{Kind: Tell, To: m.n.id, Digest: b.digest})
-		return true
+		if best == nil {
+			best = m
+		}
+		if len(m.n.strikes) == 0 {
+			best = m
+			break
+		}
 	}
-	return false
+	if best == nil {
+		return false
+	}
+	best.asked, best.publishes = true, true
+	b.asks++
+	b.asked, b.askedSince, b.askedUntil = best, s.now, s.now+s.cfg.TellTime
+	s.wakeSwarm(b, b.askedUntil)
+	s.decide(Decision{Kind: Tell, To: best.n.id, Digest: b.digest})
+	return true
+}
+
+// doubtful tells whether links have led to a wrong digest lately: then only who reads
+// the origin is believed, for an honest node may pass on what it was told.
+func (s *State) doubtful(b *swarm) bool {
+	return b.revokedAt != 0 && s.now < b.revokedAt+s.cfg.IdleTime
 }
 
 // answered looks whether the asked node has told enough. An answer may come in
@@ -150,14 +161,7 @@ func (s *State) revoke(b *swarm, reporter *member) {
 	for _, m := range b.members {
 		s.endLeases(m, true)
 	}
-	if p := b.publisher; p != 0 && p != mixed && p != reporter.n.serial {
-		for _, m := range b.members {
-			if m.n.serial == p {
-				m.sealed = false
-				s.strike(m.n, reporter.n.id)
-			}
-		}
-	}
+	s.accuse(b, reporter)
 	for _, m := range b.members {
 		s.decide(Decision{Kind: Revoke, To: m.n.id, Digest: b.digest})
 		m.publishes, m.asked = false, false
@@ -179,5 +183,46 @@ func (s *State) revoke(b *swarm, reporter *member) {
 		for len(b.wanters) > 0 {
 			s.refuse(b.wanters[len(b.wanters)-1], "the bytes of the origin do not have this digest")
 		}
+	}
+}
+
+// accusation is the links of which one node said some that led to a wrong digest.
+type accusation struct {
+	id      string
+	chain   *blob.Chain
+	refuted bool // other links have become whole
+}
+
+// accuse notes who else than reporter said the links that reporter found wrong. It may
+// be that the origin's bytes are: of a single one that shows when the blob is whole.
+func (s *State) accuse(b *swarm, reporter *member) {
+	var liar *member
+	liars := 0
+	for _, m := range b.members {
+		if m.told && m != reporter {
+			m.sealed = false
+			liar = m
+			liars++
+		}
+	}
+	if liars == 1 {
+		s.strike(liar.n, reporter.n.id)
+		b.accused = &accusation{id: liar.n.id, chain: b.chain}
+	}
+}
+
+// judge has m, whom links that it did not say have led to the digest, be one more
+// accuser of who said others.
+func (s *State) judge(m *member) {
+	b := m.b
+	a := b.accused
+	if a == nil || m.told || m.n.id == a.id || !b.chain.Whole() {
+		return
+	}
+	a.refuted = a.refuted || b.chain.Contradicts(a.chain)
+	if !a.refuted {
+		b.accused = nil
+	} else if n := s.byID[a.id]; n != nil {
+		s.strike(n, m.n.id)
 	}
 }

@@ -18,7 +18,7 @@ func (s *State) have(e *Have) {
 	b := m.b
 	s.loosen(m)
 	if m != known {
-		m.publishes = b.active != nil
+		m.publishes = b.active != nil && !s.doubtful(b)
 	}
 	if m.revoked && !e.Sealed {
 		return // said before the node heard that these pieces are void

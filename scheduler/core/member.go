@@ -20,6 +20,7 @@ type member struct {
 	revoked   bool // was told Revoke, and has not shown yet that it knows
 	asked     bool // was asked for links
 	publishes bool // may say links: it reads the origin, was asked, or came holding the blob
+	told      bool // said some of the links that are known
 
 	site    *site    // nil while nobody wants the blob
 	tallies []*tally // where it is counted
@@ -176,6 +177,7 @@ func (s *State) fulfil(m *member) {
 	if rx == nil || !rx.wanting {
 		return
 	}
+	s.judge(m)
 	s.unwish(m)
 	rx.wanting = false
 	rx.wanted, rx.urgent = nil, nil

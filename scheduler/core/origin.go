@@ -24,9 +24,9 @@ type sourcing struct {
 	askedSince Time
 	askedUntil Time
 	asks       int      // in a row, bringing none
-	publisher  uint64   // serial of who said the links; mixed when several did
 	bad        int      // times that the links led to a wrong digest
 	doubts     []string // IDs of those for whom the origin did not match the links
+	accused    *accusation
 	idleSince  Time
 	idleWake   Time // when a timer looks whether it is still idle
 }
