@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -81,19 +80,5 @@ func TestResultOfFailures(t *testing.T) {
 	}
 	if notes := strings.Join(r.Notes, "\n"); !strings.Contains(notes, "node2 failed after 9.00 s: connection reset") || !strings.Contains(notes, "as you see") || strings.Contains(notes, "node3") {
 		t.Errorf("notes %q", r.Notes)
-	}
-}
-
-func TestReach(t *testing.T) {
-	w := seen(t, "node1", "node2")
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	p := w.ended("node1", 0, 0, 900_000, nil)
-	if err := w.reach(ctx, 0.5); err == nil {
-		t.Error("0.9 MB of 2 MB are said to be half")
-	}
-	p.got.Store(w.uniqueBytes())
-	if err := w.reach(t.Context(), 0.5); err != nil {
-		t.Errorf("half of all bytes: %v", err)
 	}
 }

@@ -31,7 +31,7 @@ func faults() []scenario {
 	return all
 }
 
-// halfWay is when most faults happen: clients have half of all that nodes want.
+// halfWay is when most faults happen: half of all that nodes want has come.
 const halfWay = 0.5
 
 // sentHalf waits until the origin has sent half of all bytes. Nodes have pieces long
@@ -55,8 +55,34 @@ func (w *world) originBytes() int64 {
 	return n
 }
 
-// reachHalf waits until clients have half of all that nodes want.
-func (w *world) reachHalf(ctx context.Context) error { return w.reach(ctx, halfWay) }
+// reachHalf waits until the nodes' links have brought half of all that they want.
+func (w *world) reachHalf(ctx context.Context) error {
+	before, err := w.received()
+	if err != nil {
+		return err
+	}
+	want := halfWay * float64(len(w.cluster.Nodes)) * float64(w.uniqueBytes())
+	return w.until(ctx, func() error {
+		now, err := w.received()
+		if err == nil && float64(now-before) < want {
+			err = fmt.Errorf("the links have brought %d of %.0f bytes", now-before, want)
+		}
+		return err
+	})
+}
+
+// received is what the links of all nodes have brought.
+func (w *world) received() (int64, error) {
+	var n int64
+	for _, m := range w.cluster.Nodes {
+		c, err := w.ports[m.Name].Counters()
+		if err != nil {
+			return 0, err
+		}
+		n += c.Received
+	}
+	return n, nil
+}
 
 // during has members' clients pull all images at once, does something when it is time
 // for it, and returns when all that is over. Where the pulls end before, the scenario

@@ -86,22 +86,6 @@ func (w *world) begun() []*pull {
 	return slices.Clone(w.pulls)
 }
 
-// reach waits until clients have got a fraction of all that nodes want, whatever each
-// has: half way is 0.5. It errs when ctx ends first.
-func (w *world) reach(ctx context.Context, fraction float64) error {
-	want := fraction * float64(len(w.cluster.Nodes)) * float64(w.uniqueBytes())
-	return w.until(ctx, func() error {
-		got := 0.0
-		for _, p := range w.begun() {
-			got += float64(p.bytes())
-		}
-		if got < want {
-			return fmt.Errorf("clients have %.0f of %.0f bytes", got, want)
-		}
-		return nil
-	})
-}
-
 // uniqueBytes are those of all different layers that a node wants.
 func (w *world) uniqueBytes() int64 {
 	var n int64
