@@ -119,10 +119,10 @@ func (c *Counter) answered(r *http.Request, header http.Header, status int) {
 	}
 }
 
-// sent counts n bytes of a body.
+// sent counts n bytes of a body; fewer than none were counted too many.
 func (c *Counter) sent(r *http.Request, status, n int) {
 	kind, reference := classify(r)
-	if kind != blob || r.Method != http.MethodGet || status >= 300 {
+	if n == 0 || kind != blob || r.Method != http.MethodGet || status >= 300 {
 		return
 	}
 	c.mu.Lock()

@@ -152,10 +152,12 @@ func (w *countingWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
+// Write counts first: a client that has everything must not find less counted.
 func (w *countingWriter) Write(b []byte) (int, error) {
 	w.finish()
+	w.counter.sent(w.request, w.status, len(b))
 	n, err := w.ResponseWriter.Write(b)
-	w.counter.sent(w.request, w.status, n)
+	w.counter.sent(w.request, w.status, n-len(b))
 	return n, err
 }
 
