@@ -7,6 +7,9 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/node"
 )
 
+// nodeFile is the daemon's configuration where no other is named.
+const nodeFile = "/etc/damselfly/node.yaml"
+
 // newDaemonCommand runs the node daemon: a mirror and proxy for the container
 // runtimes of this machine that exchanges pieces with other nodes.
 func newDaemonCommand() *cobra.Command {
@@ -30,7 +33,7 @@ setting explained.`,
   # containerd: /etc/containerd/certs.d/_default/hosts.toml
   [host."http://127.0.0.1:65001"]
     capabilities = ["pull", "resolve"]`,
-	}, identity.RoleNode, node.DefaultConfig, "/etc/damselfly/node.yaml")
+	}, identity.RoleNode, node.DefaultConfig, nodeFile)
 	c.Args = noArgs
 	run := c.RunE
 	c.RunE = func(c *cobra.Command, args []string) error {

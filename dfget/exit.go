@@ -83,6 +83,8 @@ func explain(ctx context.Context, err error) failure {
 	var platform *image.PlatformError
 	var noDaemon *noDaemonError
 	var daemon *daemonError
+	var noStore *noStoreError
+	var notHeld *notHeldError
 	f := failure{Message: err.Error()}
 	switch {
 	case errors.As(err, &usage):
@@ -93,6 +95,10 @@ func explain(ctx context.Context, err error) failure {
 		f = failure{Code: exitInterrupted, Kind: "interrupted", Message: "interrupted"}
 	case errors.As(err, &noDaemon):
 		f.Code, f.Kind, f.Hint = exitOriginDown, "no-daemon", "start it (dfget daemon), name its address by --mirror, or leave out --mirror-only"
+	case errors.As(err, &noStore):
+		f.Code, f.Kind, f.Hint = exitOther, "no-store", noStore.hint
+	case errors.As(err, &notHeld):
+		f.Code, f.Kind, f.Hint = exitNotFound, "not-found", "dfget cache ls --no-trunc shows all that it has"
 	case errors.Is(err, errTimeout):
 		f.Code, f.Kind, f.Hint = exitTimeout, "timeout", "give it more time by --timeout; the same command goes on where it stopped"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

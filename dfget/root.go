@@ -41,7 +41,7 @@ daemon runs it reads the origin itself. Every digest is verified.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, hint: "see: " + cmd.CommandPath() + " --help"}
 	})
-	root.AddCommand(newGetCommand(p), newPullCommand(p), newDaemonCommand(), newVersionCommand(p))
+	root.AddCommand(newGetCommand(p), newPullCommand(p), newCacheCommand(p), newDaemonCommand(), newVersionCommand(p))
 	return root
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -10,7 +9,7 @@ import (
 )
 
 // rate is what a link carries, in bytes per second. It is written as networks are
-// sold (10gbit, 100mbit, 2.5Gbps) or in bytes (125MB, 1GiB/s).
+// sold (10gbit, 100mbit, 2.5Gbps) or in bytes (125MB, 1GiB/s), see config.Rate.
 type rate float64
 
 type rateUnit struct {
@@ -23,33 +22,10 @@ func rateUnits() []rateUnit {
 	return []rateUnit{{"tbit", 1e12}, {"gbit", 1e9}, {"mbit", 1e6}, {"kbit", 1e3}, {"bit", 1}}
 }
 
-// parseRate reads a rate. A b that could be a bit or a byte is refused.
+// parseRate reads a rate as config.ParseRate does.
 func parseRate(text string) (rate, error) {
-	unit := strings.TrimSpace(text)
-	unit, perSecond := strings.CutSuffix(unit, "/s")
-	if number, ok := strings.CutSuffix(unit, "bps"); ok && !perSecond {
-		unit = number + "bit"
-	}
-	low := strings.ToLower(unit)
-	for _, u := range rateUnits() {
-		number, ok := strings.CutSuffix(low, u.name)
-		if !ok {
-			continue
-		}
-		v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-		if err != nil || v < 0 || math.IsInf(v, 0) || math.IsNaN(v) {
-			break
-		}
-		return rate(v * u.bits / 8), nil
-	}
-	if strings.HasSuffix(unit, "b") {
-		return 0, fmt.Errorf("%q may mean bits or bytes: write %sbit or %sB", text, strings.TrimSuffix(unit, "b"), strings.TrimSuffix(unit, "b"))
-	}
-	size, err := config.ParseBytes(unit)
-	if err != nil {
-		return 0, fmt.Errorf("%q is not a rate: write a number and a unit per second, such as 10gbit, 100mbit or 125MB", text)
-	}
-	return rate(size), nil
+	r, err := config.ParseRate(text)
+	return rate(r), err
 }
 
 // UnmarshalText is parseRate.

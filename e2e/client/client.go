@@ -45,6 +45,9 @@ type Pull struct {
 	// docker.io/Repository instead.
 	Registry, Repository, Tag string
 	User                      User
+	// Then is called while containerd still runs and has the image, with its root
+	// directory; nil for nothing.
+	Then func(root string) error
 	// Archive is the file that DockerLoad takes the image from.
 	Archive string
 }

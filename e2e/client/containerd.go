@@ -56,20 +56,26 @@ func (p Pull) containerd(ctx context.Context, program, config string, use func(s
 		Name: "containerd", Path: program, Dir: p.Dir, Mounts: p.namespace(),
 		Args: []string{
 			"--config", file, "--address", socket,
-			"--root", filepath.Join(p.Dir, "root"), "--state", filepath.Join(p.Dir, "state"),
+			"--root", p.Root(), "--state", filepath.Join(p.Dir, "state"),
 		},
 	})
 	if err != nil {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, daemon.Stop(grace), os.RemoveAll(filepath.Join(p.Dir, "root")))
+		err = errors.Join(err, daemon.Stop(grace), os.RemoveAll(p.Root()))
 	}()
 	if err := daemon.Ready(ctx, listens(socket)); err != nil {
 		return err
 	}
-	return use(socket)
+	if err := use(socket); err != nil || p.Then == nil {
+		return err
+	}
+	return p.Then(p.Root())
 }
+
+// Root is the root directory of the pull's containerd.
+func (p Pull) Root() string { return filepath.Join(p.Dir, "root") }
 
 // listens checks that a unix socket accepts connections.
 func listens(socket string) func(context.Context) error {

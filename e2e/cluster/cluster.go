@@ -65,6 +65,8 @@ type Member struct {
 	Role Role
 	// Dir holds the member's File (its configuration), its DataDir and its log.
 	Dir, File, DataDir string
+	// Share is the root directory of the containerd whose files a node shares.
+	Share string
 	// Mirror, Hub and Proxy are the URLs of a node's faces: for any registry, for
 	// Docker Hub alone, and as an HTTPS proxy, whose CA is in CAFile.
 	Mirror, Hub, Proxy, CAFile string

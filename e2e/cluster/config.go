@@ -84,6 +84,7 @@ type nodeFile struct {
 	Mirror    mirrorFile `yaml:"mirror"`
 	Proxy     proxyFile  `yaml:"proxy"`
 	Peer      listener   `yaml:"peer"`
+	Store     storeFile  `yaml:"store,omitempty"`
 	Origin    originFile `yaml:"origin"`
 	Log       logFile    `yaml:"log"`
 	Ops       listener   `yaml:"ops"`
@@ -92,6 +93,10 @@ type nodeFile struct {
 
 type listener struct {
 	Listen string `yaml:"listen"`
+}
+
+type storeFile struct {
+	Share string `yaml:"share"`
 }
 
 type logFile struct {
@@ -144,6 +149,7 @@ func (c *Cluster) configure(m *Member) error {
 	file := nodeFile{
 		DataDir: m.DataDir,
 		Peer:    listener{m.Peer},
+		Store:   storeFile{m.Share},
 		// The registries' front, their bucket and their token realm are on loopback.
 		Origin: originFile{Hosts: c.cfg.Hosts, Allow: []string{"127.0.0.0/8"}, Proxy: "none"},
 		Log:    log,

@@ -14,6 +14,7 @@
 //	yaml:",inline"    the fields of an embedded struct belong to the outer one
 //	doc:"..."         what the setting does, for help texts and the default file
 //	flag:"addr"       another flag name; "-" means no flag. A secret never has one
+//	live:"true"       a change takes effect in a program that runs, see Follow
 //
 // A setting is a string, boolean, number, Duration, Bytes, Redacted or another
 // type with UnmarshalText; a list of those; or, in the file only, a list of
@@ -103,14 +104,8 @@ func Load(dst any, o Options) (*Loaded, error) {
 
 // readFile finds the file, sets l.File if there is one, and returns its bytes.
 func (l *Loaded) readFile(o Options, env map[string]string) ([]byte, error) {
-	name, why := o.File, "named by flag"
-	if name == "" {
-		name, why = env[envFile], "named by the variable "+envFile
-	}
-	optional := name == ""
-	if optional {
-		name, why = o.DefaultFile, "the default"
-	}
+	name, why := o.source(env)
+	optional := why == isDefault
 	if name == "" {
 		return nil, nil
 	}
@@ -131,6 +126,20 @@ func (l *Loaded) readFile(o Options, env map[string]string) ([]byte, error) {
 		do = "change its owner or mode, or run as another user"
 	}
 	return nil, fmt.Errorf("configuration file %s (%s): %w; %s", name, why, err, do)
+}
+
+// isDefault is why a file is read that nobody named.
+const isDefault = "the default"
+
+// source is the name of the file to be read, "" for none, and why it is that.
+func (o Options) source(env map[string]string) (name, why string) {
+	if o.File != "" {
+		return o.File, "named by flag"
+	}
+	if name := env[envFile]; name != "" {
+		return name, "named by the variable " + envFile
+	}
+	return o.DefaultFile, isDefault
 }
 
 func readBounded(name string) ([]byte, error) {

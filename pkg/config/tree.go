@@ -20,6 +20,7 @@ type setting struct {
 	flag   string
 	kind   settingKind
 	inline bool
+	live   bool
 	value  reflect.Value // settable
 	origin origin
 
@@ -102,6 +103,7 @@ func (s *setting) grow(outer []reflect.Type) error {
 			continue
 		}
 		c := &setting{value: s.value.Field(i), doc: field.Tag.Get("doc"), path: s.path}
+		c.live = s.live || field.Tag.Get("live") == "true"
 		c.inline = option == "inline" || field.Anonymous && name == ""
 		if !c.inline {
 			if name == "" {

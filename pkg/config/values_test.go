@@ -53,6 +53,39 @@ func TestBytesString(t *testing.T) {
 	})
 }
 
+func TestRate(t *testing.T) {
+	for text, want := range map[string]config.Rate{
+		"10gbit": 1.25e9, "100mbit": 12.5e6, "800Mbit": 100e6, "125MB": 125e6, "100MB/s": 100e6, "1Gbps": 125e6,
+		"2.5 Gbit/s": 312.5e6, "1GiB/s": 1 << 30, "125000000": 125e6, "0": 0, "8bit": 1, "9bit": 1,
+	} {
+		got, err := config.ParseRate(text)
+		if err != nil || got != want {
+			t.Errorf("%q: got %d, %v; want %d", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"1MBps", "10gb", "10Gb/s", "fast", "-1gbit", "-1", "nangbit", "infbit", "", "1e400gbit", "1e30tbit",
+		strings.Repeat("9", 1000) + "b"} {
+		if got, err := config.ParseRate(text); err == nil {
+			t.Errorf("%q: got %d, want an error", text, got)
+		} else if len(err.Error()) > 400 {
+			t.Errorf("%q: the error is %d long", text, len(err.Error()))
+		}
+	}
+	for r, want := range map[config.Rate]string{
+		0: "0", 1: "1", 100e6: "100MB", 12.5e6: "100mbit", 1.25e9: "10gbit", 1 << 30: "1GiB", 12345678: "12345678",
+	} {
+		if r.String() != want {
+			t.Errorf("%d: got %s, want %s", int64(r), r, want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		r := config.Rate(rapid.Int64Min(0).Draw(t, "n") >> rapid.IntRange(0, 62).Draw(t, "shift"))
+		if got, err := config.ParseRate(r.String()); err != nil || got != r {
+			t.Fatalf("%d is %s, read back as %d, %v", int64(r), r, int64(got), err)
+		}
+	})
+}
+
 func FuzzParseBytes(f *testing.F) {
 	for _, seed := range []string{"10GiB", "1.5kB", "", "-1", "9999999999999PiB", "\x00"} {
 		f.Add(seed)

@@ -44,6 +44,16 @@ func PeerFromContext(ctx context.Context) (Peer, bool) {
 	return p, err == nil
 }
 
+// KeyFromContext is the public key of who is at the other end of a call, as raw bytes,
+// or "": what tells callers apart at once, where PeerFromContext would also derive names.
+func KeyFromContext(ctx context.Context) string {
+	leaf := leafFromContext(ctx)
+	if leaf == nil {
+		return ""
+	}
+	return string(leaf.RawSubjectPublicKeyInfo)
+}
+
 func leafFromContext(ctx context.Context) *x509.Certificate {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -125,6 +125,7 @@ type member struct {
 	cfg      Config
 	role     identity.Role
 	link     *link
+	limits   *limits
 	tasks    *task.Manager
 	blobs    peer.Blobs
 	listener net.Listener
@@ -145,6 +146,7 @@ func (m *member) run(ctx context.Context) error {
 	}
 
 	peers := peer.NewClient(id)
+	peers.Limit(m.limits.download)
 	defer func() { _ = peers.Close() }()
 	attend := &damselflyv1.Attend{
 		Address: address, UploadSlots: uint32(m.cfg.Peer.UploadSlots), DownloadSlots: uint32(m.cfg.Peer.DownloadSlots),
@@ -235,20 +237,12 @@ func (m *member) advertise(ctx context.Context) (string, error) {
 // serve answers other nodes until ctx ends, then lets running reads finish. sending
 // hears of each read.
 func (m *member) serve(ctx context.Context, id *identity.Identity, sending func(blob.Digest) (done func())) error {
-	table := identity.MethodRoles()
-	survive := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
-		m.log.Error("a call from another node made a handler panic", zap.Any("panic", p), zap.Stack("stack"))
-		return status.Error(codes.Internal, "this node failed at the call; its log says why")
-	})
+	srv := PeerServer(id, m.log)
 	// A scheduler counts a slot as free when the receiver says so, a moment
 	// before the holder has closed the stream: the limit leaves room for that.
-	srv := grpc.NewServer(append(peer.ServerOptions(),
-		grpc.Creds(peer.Buffered(id.ServerCredentials())),
-		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
-		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
-	)...)
 	service := peer.NewServer(m.blobs, m.tasks, 2*m.cfg.Peer.UploadSlots, m.reg)
 	service.OnRead(sending)
+	service.Limit(m.limits.upload)
 	damselflyv1.RegisterPeerServer(srv, service)
 	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -263,4 +257,20 @@ func (m *member) serve(ctx context.Context, id *identity.Identity, sending func(
 	}
 	<-drained
 	return ctx.Err()
+}
+
+// PeerServer returns a gRPC server for the Peer service of a node: with its windows
+// and limits, the certificates of its cluster and the table of who may call what. It
+// survives handlers that panic, and logs these.
+func PeerServer(id *identity.Identity, log *zap.Logger) *grpc.Server {
+	table := identity.MethodRoles()
+	survive := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
+		log.Error("a call from another node made a handler panic", zap.Any("panic", p), zap.Stack("stack"))
+		return status.Error(codes.Internal, "this node failed at the call; its log says why")
+	})
+	return grpc.NewServer(append(peer.ServerOptions(),
+		grpc.Creds(peer.Buffered(id.ServerCredentials())),
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(survive), identity.UnaryInterceptor(table)),
+		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(survive), identity.StreamInterceptor(table)),
+	)...)
 }

@@ -14,8 +14,8 @@ import (
 
 // Command fills in c, whose use and help texts are set, so that it runs a node or
 // a seed: --config and a flag for each setting of Config, the sub-command
-// config, and RunE. defaults and defaultFile are what holds where the user says
-// nothing.
+// config, and RunE, which follows the configuration file. defaults and defaultFile are
+// what holds where the user says nothing.
 func Command(c *cobra.Command, role identity.Role, defaults func() Config, defaultFile string) *cobra.Command {
 	flags := c.PersistentFlags()
 	file := flags.String("config", "", "configuration file, YAML (default "+defaultFile+" if it exists)")
@@ -31,7 +31,9 @@ func Command(c *cobra.Command, role identity.Role, defaults func() Config, defau
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg := defaults()
 		err := config.RunDaemon(c, &cfg, &cfg.Log, options(), func(ctx context.Context, log *zap.Logger) error {
-			return Run(ctx, cfg, role, log)
+			return run(ctx, cfg, role, log, func(ctx context.Context, apply func(Config)) error {
+				return config.Follow(ctx, log.Named("config"), cfg, defaults, options(), apply)
+			})
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", role, err)

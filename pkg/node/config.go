@@ -2,6 +2,9 @@ package node
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
@@ -18,7 +21,8 @@ type Config struct {
 	Mirror    MirrorConfig     `yaml:"mirror" doc:"Where container runtimes find this node as a registry mirror."`
 	Proxy     ProxyConfig      `yaml:"proxy" doc:"The HTTP proxy face, and how all faces treat their clients."`
 	Peer      PeerConfig       `yaml:"peer" doc:"The exchange of pieces with other nodes."`
-	Store     StoreConfig      `yaml:"store" doc:"How much of the disk blobs may take."`
+	Limits    LimitsConfig     `yaml:"limits" live:"true" doc:"Most bytes a second that this node moves: in bits (800mbit) or bytes (100MB), 0 = no limit. Bytes that clients wait for go first. A change takes effect at once: in the file, within seconds or at SIGHUP; no restart is needed."`
+	Store     StoreConfig      `yaml:"store" doc:"How much of the disk blobs may take, and how they are looked after."`
 	Topology  TopologyConfig   `yaml:"topology" doc:"Where this node stands, so that pieces come from near."`
 	Origin    origin.Config    `yaml:"origin" doc:"How registries and other servers are reached."`
 	Log       config.Log       `yaml:"log" doc:"What is logged, and how."`
@@ -46,9 +50,21 @@ type PeerConfig struct {
 	DownloadSlots int    `yaml:"downloadSlots" doc:"Runs of pieces fetched at a time. Two keep a line full."`
 }
 
-// StoreConfig bounds the store.
+// LimitsConfig bounds what a node moves.
+type LimitsConfig struct {
+	Upload   config.Rate `yaml:"upload" doc:"Sent to other nodes, who share it alike. Lower leaves more of the line to what else runs here, and makes pulls of the whole cluster slower."`
+	Download config.Rate `yaml:"download" doc:"Read from other nodes and from origins together."`
+	Origin   config.Rate `yaml:"origin" doc:"Read from origins. Manifests, pushes and tunnels do not count. The seed's counts for the cluster: it reads what all wait for."`
+}
+
+// StoreConfig bounds the store and says how it is looked after.
 type StoreConfig struct {
-	MaxBytes config.Bytes `yaml:"maxBytes" doc:"Most bytes of blobs kept; the least recently used go first. 0 means no limit but the disk's."`
+	MaxBytes   config.Bytes    `yaml:"maxBytes" doc:"Most bytes of blobs kept; the least recently used go first. 0 means no limit but the disk's."`
+	Share      string          `yaml:"share" doc:"Root directory of a containerd on the same file system, such as /var/lib/containerd. What it pulls is then on the disk once instead of twice, counts nothing against maxBytes, and what it has from elsewhere, images built or imported here too, is given to other nodes that know its digest. It must be on the mount that dataDir is on. Empty: nothing is shared."`
+	KeepFree   int             `yaml:"keepFree" doc:"Percent of the disk's bytes and inodes to leave to others: where less is free, blobs that nobody uses go, least recently used first. Pulls are never refused for it. The default is where a kubelet begins to evict pods; 0 lets the disk fill."`
+	MaxAge     config.Duration `yaml:"maxAge" doc:"Give up blobs that nobody used for so long, such as 720h. 0 keeps them until room is needed."`
+	ScrubRate  config.Bytes    `yaml:"scrubRate" doc:"Bytes a second that are read from the disk and proven again in the background, so that rot is found before somebody reads it. More finds it sooner and takes more of the disk. 0 turns it off."`
+	ScrubEvery config.Duration `yaml:"scrubEvery" doc:"How long after one pass over all blobs began the next one begins."`
 }
 
 // TopologyConfig says where this node stands. Pieces come from near nodes first.
@@ -58,6 +74,19 @@ type TopologyConfig struct {
 	Rack   string `yaml:"rack" doc:"Rack within the zone."`
 }
 
+func (c StoreConfig) validate() error {
+	if c.KeepFree < 0 || c.KeepFree > 90 {
+		return fmt.Errorf("store.keepFree is %d; it is a percentage from 0 to 90", c.KeepFree)
+	}
+	if c.MaxAge < 0 || c.ScrubEvery < 0 {
+		return errors.New("store.maxAge and store.scrubEvery must not be below zero")
+	}
+	if c.Share != "" && !filepath.IsAbs(c.Share) {
+		return fmt.Errorf("store.share is %q, which is no absolute path; name containerd's root directory, such as /var/lib/containerd", c.Share)
+	}
+	return nil
+}
+
 // DefaultConfig is a node's configuration where nothing else is said.
 func DefaultConfig() Config {
 	return Config{
@@ -65,6 +94,7 @@ func DefaultConfig() Config {
 		Mirror:  MirrorConfig{Listen: "127.0.0.1:65001"},
 		Proxy:   ProxyConfig{Config: proxy.DefaultConfig()},
 		Peer:    PeerConfig{Listen: ":65010", UploadSlots: 2, DownloadSlots: 2},
+		Store:   StoreConfig{KeepFree: 10, ScrubRate: 8 << 20, ScrubEvery: 7 * 24 * time.Hour},
 		Origin:  origin.DefaultConfig(),
 		Log:     config.DefaultLog(),
 		Ops:     config.OpsConfig{Listen: "127.0.0.1:65011"},
@@ -105,9 +135,11 @@ func (c Config) Validate() error {
 	if c.Peer.UploadSlots < 1 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
 		errs = append(errs, errors.New("peer.uploadSlots and peer.downloadSlots must be 1 to 1024"))
 	}
+	errs = append(errs, c.Limits.validate())
 	if len(c.Proxy.Intercept) > 0 && c.Proxy.Listen == "" {
 		errs = append(errs, errors.New("proxy.intercept is set but proxy.listen is not; set it, such as 127.0.0.1:65003"))
 	}
+	errs = append(errs, c.Store.validate())
 	if c.Grace < 0 {
 		errs = append(errs, errors.New("grace is below zero"))
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/proxy"
+	"github.com/damselfly-p2p/damselfly/pkg/share"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	"github.com/damselfly-p2p/damselfly/pkg/task"
 )
@@ -38,9 +39,12 @@ type node struct {
 	store   *store.Store
 	origins *origin.Client
 	tasks   *task.Manager
+	sharer  *share.Sharer
 	proxy   *proxy.Proxy
+	limits  *limits
 	faces   []face
 	ops     *config.Ops
+	cache   *cacheServer
 	part    *member // nil: works by itself
 }
 
@@ -49,7 +53,13 @@ type node struct {
 // node leaves its cluster. It returns nil after that, or what stopped it: an
 // address in use, a store that another process holds, a directory that it may
 // not write, a seed without a scheduler.
-func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (err error) {
+func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) error {
+	return run(ctx, cfg, role, log, nil)
+}
+
+// run is Run, with follow unless it is nil: it runs beside the node, until its context
+// ends, and has the node apply the settings that may change while it runs.
+func run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger, follow func(ctx context.Context, apply func(Config)) error) (err error) {
 	if role == identity.RoleSeed && len(cfg.Scheduler) == 0 {
 		return errNoScheduler
 	}
@@ -68,7 +78,15 @@ func Run(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (
 	defer stop()
 	parts, inner := errgroup.WithContext(inner)
 	parts.Go(func() error { return n.tasks.Run(inner) })
+	parts.Go(func() error { return n.store.Run(inner) })
+	if n.cache != nil {
+		parts.Go(func() error { return n.cache.run(inner) })
+	}
 	parts.Go(func() error { return n.ops.Run(inner) })
+	parts.Go(func() error { return n.sharer.Run(inner) })
+	if follow != nil {
+		parts.Go(func() error { return follow(inner, func(c Config) { n.limits.set(c.Limits) }) })
+	}
 	if n.part != nil {
 		parts.Go(func() error { return n.part.run(inner) })
 	}
@@ -109,33 +127,32 @@ func ignoreCanceled(err error) error {
 }
 
 func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (_ *node, err error) {
-	n := &node{cfg: cfg, log: log}
+	n := &node{cfg: cfg, log: log, limits: newLimits(cfg.Limits)}
 	component := "node"
 	if role == identity.RoleSeed {
 		component = "seed"
 	}
 	reg := config.NewRegistry(component)
+	n.limits.register(reg)
 	l := &link{}
 	var tasks *task.Manager
-	n.store, err = store.Open(store.Config{
-		Dir: filepath.Join(cfg.DataDir, "store"), MaxBytes: int64(cfg.Store.MaxBytes), Registerer: reg,
-		OnDrop: func(d blob.Digest) { tasks.Dropped(d) },
-	}, log.Named("store"))
-	if err != nil {
-		return nil, config.NameDirectory(err, "--data-dir")
+	if err := n.openStore(ctx, reg, func(d blob.Digest) { tasks.Dropped(d) }); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.store.Close(), n.closeListeners())
+			err = errors.Join(err, n.closeListeners(), n.store.Close())
 		}
 	}()
 	origins, err := origin.New(cfg.Origin, log.Named("origin"), reg)
 	if err != nil {
 		return nil, err
 	}
+	origins.Limit(n.limits.origin, n.limits.download)
 	n.origins = origins
 	tasks = task.New(task.Config{Seed: role == identity.RoleSeed}, n.store, l, l, origins, log.Named("task"), reg)
 	n.tasks = tasks
+	n.sharer = share.New(cfg.Store.Share, n.store, tasks.Held, tasks.Waiting, log.Named("share"))
 	if err := n.listenFaces(ctx, origins, reg); err != nil {
 		return nil, err
 	}
@@ -156,7 +173,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 	if err != nil {
 		return nil, err
 	}
-	n.part = &member{cfg: cfg, role: role, link: l, tasks: tasks, blobs: n.store, listener: listener, log: log, reg: reg}
+	n.part = &member{cfg: cfg, role: role, link: l, limits: n.limits, tasks: tasks, blobs: n.store, listener: listener, log: log, reg: reg}
 	n.ops.Ready("scheduler", func(context.Context) error {
 		if !l.answering() {
 			return fmt.Errorf("no scheduler answers at %s; pulls are served from the origin meanwhile", cfg.Scheduler)
@@ -172,6 +189,23 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 		return 0
 	}))
 	return n, nil
+}
+
+// openStore opens the store, and the socket for those who look after it.
+func (n *node) openStore(ctx context.Context, reg *prometheus.Registry, onDrop func(blob.Digest)) (err error) {
+	dir := StoreDir(n.cfg.DataDir)
+	n.store, err = store.Open(store.Config{
+		Dir: dir, MaxBytes: int64(n.cfg.Store.MaxBytes), KeepFree: n.cfg.Store.KeepFree, MaxAge: n.cfg.Store.MaxAge,
+		ScrubRate: int64(n.cfg.Store.ScrubRate), ScrubEvery: n.cfg.Store.ScrubEvery, Registerer: reg, OnDrop: onDrop,
+	}, n.log.Named("store"))
+	if err != nil {
+		return config.NameDirectory(err, "--data-dir")
+	}
+	n.cache, err = newCacheServer(ctx, n.cfg.DataDir, NewCache(n.store, dir, reg), n.log.Named("cache"))
+	if err != nil {
+		n.log.Warn("'dfget cache' will not reach this node; pulls do not need it", zap.Error(err))
+	}
+	return nil
 }
 
 // listenFaces opens the faces that the configuration turns on.
@@ -213,6 +247,9 @@ func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prom
 
 func (n *node) closeListeners() error {
 	var errs []error
+	if n.cache != nil {
+		errs = append(errs, n.cache.close())
+	}
 	for _, f := range n.faces {
 		errs = append(errs, f.listener.Close())
 	}

@@ -254,11 +254,13 @@ func TestConfigValidation(t *testing.T) {
 		"no directory": {func(c *node.Config) { c.DataDir = "" }, "dataDir"},
 		"scheduler":    {func(c *node.Config) { c.Scheduler = node.Addresses{"a:1", "nowhere"} }, `"nowhere"`},
 		"two tokens":   {func(c *node.Config) { c.JoinToken, c.TokenFile = "a", "b" }, "joinTokenFile"},
+		"limit":        {func(c *node.Config) { c.Limits.Upload = 100 }, "limits.upload"},
 		"slots":        {func(c *node.Config) { c.Peer.DownloadSlots = 0 }, "downloadSlots"},
 		"intercept":    {func(c *node.Config) { c.Proxy.Intercept = []string{"ghcr.io"} }, "proxy.listen"},
 		"port alone":   {func(c *node.Config) { c.Mirror.Listen = "65001" }, "mirror.listen"},
 		"no port":      {func(c *node.Config) { c.Proxy.Listen = "localhost" }, "proxy.listen"},
 		"port too far": {func(c *node.Config) { c.Peer.Listen = ":650100" }, "peer.listen"},
+		"share":        {func(c *node.Config) { c.Store.Share = "containerd" }, "store.share"},
 		"grace":        {func(c *node.Config) { c.Grace = -1 }, "grace"},
 	} {
 		t.Run(name, func(t *testing.T) {

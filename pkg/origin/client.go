@@ -16,6 +16,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 )
 
 // Client speaks to origins. It is safe for concurrent use.
@@ -116,6 +118,11 @@ func (c *Client) listHosts() (*guard, error) {
 func (c *Client) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return c.dial(ctx, network, addr)
 }
+
+// Limit has the bytes that Read reads wait for all of limits, as the class that its
+// context says. Manifests, tokens and what is forwarded do not wait. It must be called
+// before anything is read.
+func (c *Client) Limit(limits ...*limit.Bucket) { c.wire.limits = limits }
 
 // Close drops idle connections. Requests under way go on, and the client can
 // still be used.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
+
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 )
 
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -26,6 +28,7 @@ type wire struct {
 	plain   lanes
 	special map[string]lanes // by origin, for hosts with a CA of their own
 	metrics *metrics
+	limits  []*limit.Bucket // that the bytes of blobs wait for
 }
 
 // lanes are the two sets of connections to a host. Questions share HTTP/2
@@ -181,7 +184,11 @@ func (w *wire) send(req *http.Request, l lane) (*http.Response, error) {
 		return nil, err
 	}
 	w.metrics.count(resp.StatusCode)
-	resp.Body = &watchedBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer, stall: stall, metrics: w.metrics}
+	body := &watchedBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer, stall: stall, metrics: w.metrics}
+	if l == laneBulk {
+		body.limits, body.class = w.limits, limit.ClassOf(ctx)
+	}
+	resp.Body = body
 	return resp, nil
 }
 
@@ -203,8 +210,8 @@ func (w *wire) closeIdle() {
 	w.plain.bulk.CloseIdleConnections()
 }
 
-// watchedBody counts bytes and ends a body that stalls. The clock runs only
-// inside Read, so a slow reader is no stall.
+// watchedBody counts bytes, keeps them within limits, and ends a body that stalls.
+// The clock runs only while the body is read, so a slow reader or a limit is no stall.
 type watchedBody struct {
 	body   io.ReadCloser
 	ctx    context.Context
@@ -213,6 +220,8 @@ type watchedBody struct {
 
 	stall   time.Duration
 	metrics *metrics
+	limits  []*limit.Bucket
+	class   limit.Class
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
@@ -222,6 +231,12 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	b.metrics.bytes.Add(float64(n))
 	if err != nil && err != io.EOF {
 		err = cause(b.ctx, err)
+	}
+	// What is not read stays in the origin's line.
+	for _, l := range b.limits {
+		if waited := l.Wait(b.ctx, b.class, "", n); waited != nil {
+			return n, waited
+		}
 	}
 	return n, err
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
@@ -47,6 +48,7 @@ type Transport interface {
 // concurrent use; Close ends it.
 type Client struct {
 	transport Transport
+	limit     *limit.Bucket
 	pool      sync.Pool
 
 	mu    sync.Mutex
@@ -66,6 +68,10 @@ const idleConnections = 64
 func NewClient(transport Transport) *Client {
 	return &Client{transport: transport, conns: map[Holder]*conn{}}
 }
+
+// Limit has what is read wait for b, as the class that each call's context says. It must
+// be set before the first call.
+func (c *Client) Limit(b *limit.Bucket) { c.limit = b }
 
 // Close closes every connection; calls that run end.
 func (c *Client) Close() error {
@@ -140,11 +146,13 @@ func (c *Client) read(ctx context.Context, h Holder, req *damselflyv1.ReadReques
 	defer c.release(cn)
 	ctx, cancel := context.WithCancel(ctx) // a stream that is left early is torn down
 	defer cancel()
+	class := limit.ClassOf(ctx)
+	req.Priority = damselflyv1.Want_Priority(class)
 	stream, err := damselflyv1.NewPeerClient(cn.cc).Read(ctx, req)
 	if err != nil {
 		return readError(ctx, h, err)
 	}
-	return take(&reading{c: c, ctx: ctx, h: h, stream: stream})
+	return take(&reading{c: c, ctx: ctx, h: h, stream: stream, class: class})
 }
 
 // reading is one Read stream.
@@ -153,6 +161,8 @@ type reading struct {
 	ctx      context.Context // the stream's
 	h        Holder
 	stream   grpc.ClientStream
+	class    limit.Class
+	from     identity.Role // "" until a piece came
 	progress func(n int)
 }
 
@@ -190,9 +200,15 @@ func (r *reading) piece(l blob.Layout, may func(i int) bool, put Put) error {
 		if r.progress != nil {
 			r.progress(got - before)
 		}
+		if err := r.c.limit.Wait(r.ctx, r.class, "", got-before); err != nil {
+			return err
+		}
 	}
-	remote, _ := identity.PeerFromContext(r.stream.Context()) // verified by the handshake
-	return put(remote.Role, i, (*buf)[:length])
+	if r.from == "" {
+		remote, _ := identity.PeerFromContext(r.stream.Context()) // verified by the handshake
+		r.from = remote.Role
+	}
+	return put(r.from, i, (*buf)[:length])
 }
 
 // Holdings is what a node has of a blob.
@@ -275,7 +291,7 @@ func readError(ctx context.Context, h Holder, err error) error {
 	}
 	switch status.Code(err) {
 	case codes.ResourceExhausted:
-		return fmt.Errorf("%w: %s", ErrBusy, h.ID)
+		return fmt.Errorf("%w: %s: %s", ErrBusy, h.ID, status.Convert(err).Message())
 	case codes.NotFound, codes.FailedPrecondition:
 		return fmt.Errorf("%w: %s", ErrMissing, h.ID)
 	case codes.Internal, codes.InvalidArgument:

@@ -69,6 +69,15 @@ type holder struct {
 
 func newHolder(t testing.TB, reads int) *holder {
 	t.Helper()
+	h := newStore(t)
+	h.server = peer.NewServer(h.store, h.tasks, reads, nil)
+	h.Holder = serve(t, h, h.server)
+	return h
+}
+
+// newStore is a holder that does not serve yet.
+func newStore(t testing.TB) *holder {
+	t.Helper()
 	h := &holder{cluster: identitytest.Cluster(t), data: make([]byte, 6*blob.MinPieceLength+777)}
 	_, _ = rand.NewChaCha8([32]byte{2}).Read(h.data)
 	h.digest = blob.FromBytes(h.data)
@@ -83,8 +92,6 @@ func newHolder(t testing.TB, reads int) *holder {
 		}
 	})
 	h.tasks = &tasks{credentials: map[blob.Digest]http.Header{h.digest: {"Authorization": {"Bearer secret"}}}}
-	h.server = peer.NewServer(h.store, h.tasks, reads, nil)
-	h.Holder = serve(t, h, h.server)
 	return h
 }
 

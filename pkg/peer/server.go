@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
@@ -79,7 +79,8 @@ type Server struct {
 	damselflyv1.UnimplementedPeerServer
 	blobs Blobs
 	tasks Tasks
-	slots chan struct{}
+	slots *slots
+	limit *limit.Bucket
 	pool  mem.BufferPool
 	sends sends
 
@@ -90,19 +91,20 @@ type Server struct {
 	busy prometheus.Counter
 }
 
-// NewServer returns a server that serves at most reads Read calls at a time;
-// further ones are answered RESOURCE_EXHAUSTED at once. The scheduler hands out
-// fewer, so that the limit only cuts overlaps and abuse. reg may be nil.
+// NewServer returns a server that serves at most reads Read calls at a time, and a
+// quarter more for nodes of which it serves none yet; further ones are answered
+// RESOURCE_EXHAUSTED at once. The scheduler hands out fewer, so that the limit only
+// cuts overlaps and abuse. reg may be nil.
 func NewServer(blobs Blobs, tasks Tasks, reads int, reg prometheus.Registerer) *Server {
 	s := &Server{
-		blobs: blobs, tasks: tasks, slots: make(chan struct{}, max(reads, 1)), patience: readPatience,
+		blobs: blobs, tasks: tasks, slots: newSlots(reads), patience: readPatience,
 		pool:   mem.NewTieredBufferPool(leastChunk, chunkLength),
 		onRead: func(blob.Digest) func() { return func() {} },
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "damselfly_peer_sent_bytes_total", Help: "Piece bytes sent to other nodes.",
 		}),
 		busy: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "damselfly_peer_busy_total", Help: "Reads refused because every upload slot was taken.",
+			Name: "damselfly_peer_busy_total", Help: "Reads refused because every upload slot was taken, or the reader's share of them.",
 		}),
 	}
 	if reg != nil {
@@ -114,6 +116,10 @@ func NewServer(blobs Blobs, tasks Tasks, reads int, reg prometheus.Registerer) *
 // OnRead has fn called when a Read that is served begins, and what fn returns when it
 // has ended. It must be set before the server is served.
 func (s *Server) OnRead(fn func(d blob.Digest) (done func())) { s.onRead = fn }
+
+// Limit has what is sent wait for b: by who waits for it, and alike for all nodes that
+// read. It must be set before the server is served.
+func (s *Server) Limit(b *limit.Bucket) { s.limit = b }
 
 // ServerOptions are the gRPC options that a server of the Peer service needs:
 // the piece codec, windows and limits.
@@ -137,33 +143,41 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 	if err != nil {
 		return err
 	}
-	select {
-	case s.slots <- struct{}{}:
-	default:
+	reader := identity.KeyFromContext(stream.Context())
+	if err := s.slots.take(reader); err != nil {
 		b.Release()
 		s.busy.Inc()
-		return status.Error(codes.ResourceExhausted, "every upload slot of this node is taken")
+		return err
 	}
+	t := &turn{stream: stream, blob: b, reader: reader, class: classOf(req)}
 	pieces := s.pieces(b, req)
 	done := s.onRead(b.Digest())
 	// A message that nobody takes is waited for until the stream ends, which it
 	// does when this returns: so sending is not done here.
-	var taken atomic.Int64
 	sent := make(chan error, 1)
 	go func() {
 		defer func() {
-			<-s.slots
+			s.slots.leave(reader)
 			done()
 			b.Release()
 		}()
-		sent <- s.send(stream, b, pieces, &taken)
+		sent <- s.send(t, pieces)
 	}()
-	return s.watch(sent, &taken)
+	return s.watch(sent, t)
+}
+
+// classOf is who waits for what req asks for; who is unknown here is in the background.
+func classOf(req *damselflyv1.ReadRequest) limit.Class {
+	p := req.GetPriority()
+	if p < 0 || p > damselflyv1.Want_PRIORITY_BACKGROUND {
+		return limit.Background
+	}
+	return limit.Class(p)
 }
 
 // watch returns the result of sending, or gives up a reader that takes too
 // little: it would keep a slot from the others.
-func (s *Server) watch(sent <-chan error, taken *atomic.Int64) error {
+func (s *Server) watch(sent <-chan error, t *turn) error {
 	started := time.Now()
 	tick := time.NewTicker(s.patience / 4)
 	defer tick.Stop()
@@ -172,7 +186,7 @@ func (s *Server) watch(sent <-chan error, taken *atomic.Int64) error {
 		case err := <-sent:
 			return err
 		case now := <-tick.C:
-			if now.Sub(started) > s.patience+time.Duration(taken.Load()/leastRate)*time.Second {
+			if t.overdue(now, now.Sub(started), s.patience) {
 				return status.Error(codes.DeadlineExceeded, "the reader takes too little; others wait for its slot")
 			}
 		}
@@ -180,14 +194,14 @@ func (s *Server) watch(sent <-chan error, taken *atomic.Int64) error {
 }
 
 // send sends pieces in their order; none is an answer, too.
-func (s *Server) send(stream grpc.ServerStream, b *store.Blob, pieces iter.Seq[int], taken *atomic.Int64) error {
+func (s *Server) send(t *turn, pieces iter.Seq[int]) error {
 	none := true
 	for i := range pieces {
 		none = false
-		if err := s.sendPiece(stream, b, i); err != nil {
+		if err := s.sendPiece(t, i); err != nil {
 			return err
 		}
-		taken.Add(b.Layout().Length(i))
+		t.taken.Add(t.blob.Layout().Length(i))
 	}
 	if none {
 		return status.Error(codes.NotFound, "none of these pieces is here")
@@ -257,11 +271,15 @@ func (s *Server) pieces(b *store.Blob, req *damselflyv1.ReadRequest) iter.Seq[in
 	return slices.Values(s.sends.least(b.Digest(), asked, int(max(req.GetMost(), 1))))
 }
 
-func (s *Server) sendPiece(stream grpc.ServerStream, b *store.Blob, i int) error {
+func (s *Server) sendPiece(t *turn, i int) error {
+	b := t.blob
 	length := int(b.Layout().Length(i))
 	chunk := min(chunkLength, max(leastChunk, length/leastChunks))
 	for off := 0; off < length; off += chunk {
 		n := min(chunk, length-off)
+		if err := t.await(s.limit, n); err != nil {
+			return err
+		}
 		buf := s.pool.Get(n)
 		if _, err := b.ReadAt(*buf, b.Layout().Offset(i)+int64(off)); err != nil {
 			s.pool.Put(buf)
@@ -271,7 +289,7 @@ func (s *Server) sendPiece(stream grpc.ServerStream, b *store.Blob, i int) error
 			return status.Errorf(codes.Unavailable, "piece %d cannot be read here", i)
 		}
 		// SendMsg takes over the reference whether it succeeds or not.
-		if err := stream.SendMsg(&outgoing{piece: uint32(i), offset: uint32(off), data: mem.NewBuffer(buf, s.pool)}); err != nil {
+		if err := t.stream.SendMsg(&outgoing{piece: uint32(i), offset: uint32(off), data: mem.NewBuffer(buf, s.pool)}); err != nil {
 			return err
 		}
 		s.sent.Add(float64(n))

@@ -18,7 +18,7 @@ import (
 
 // Blob is one blob of a store, whole or in part. It is safe for concurrent use.
 //
-// Whoever got it from Create or Get uses it until Release; meanwhile it is not
+// Whoever got it from Create, Get or Peek uses it until Release; meanwhile it is not
 // evicted. It can still be removed or damaged: its methods then return an error
 // that wraps ErrRemoved or ErrDamaged, and so do readers that are open.
 type Blob struct {
@@ -26,25 +26,32 @@ type Blob struct {
 	digest blob.Digest
 	layout blob.Layout
 
-	// elem and lastUse belong to the store's mu.
+	// elem, lastUse, used and free belong to the store's mu.
 	elem    *list.Element
 	lastUse time.Time
+	used    bool // since it fell idle, and not only looked at
+	free    bool // the bytes are a runtime's too, and count nothing; see share.go
 
 	// disk is held while the blob's names and its sidecar change on disk. It is
 	// taken before mu and before the store's mu, and by one blob at a time.
 	disk   sync.Mutex
 	named  bool // data is under the name of a whole blob
+	synced bool // data is that of the whole blob, and a power cut leaves it
 	marked bool // the disk says that the blob is sealed
 	gone   bool // files are deleted
 
 	mu       sync.Mutex
-	change   *sync.Cond // writing, resetting, checking or err changed
+	change   *sync.Cond // writers, writing, resetting, checking or err changed
 	refs     int
 	err      error // why the blob has ended, with its name; nil while it lives
 	pinned   bool
 	loaded   bool // held and claimed are known
 	sealed   bool
-	gen      uint64       // counts Resets: what was proven before one is not after it
+	frozen   bool         // the data may be a file of a runtime: nobody writes to it
+	adopted  bool         // it came from a runtime alone, and leaves with it
+	changed  time.Time    // of the file, when it was sealed; zero when that is not known
+	gen      uint64       // counts losses: what was proven or held before one may not be after it
+	resets   uint64       // counts Resets
 	held     *blob.Bitmap // pieces on disk and verified; nil when sealed
 	claims   *blob.Bitmap // pieces that the sidecar names and nobody has checked yet; may be nil
 	checking map[int]bool // claims that are being checked
@@ -53,9 +60,10 @@ type Blob struct {
 	dirty    bool         // the sidecar on disk is behind; then chain is not nil
 	fresh    int          // pieces that came since the sidecar was written
 	saved    time.Time    // when it was
-	// writers counts who writes a piece. Reset waits until nobody does, and
-	// resetting keeps new ones out meanwhile.
+	// writers counts who writes a piece, one for each that is in writing. Reset waits
+	// until nobody does, and resetting keeps new ones out meanwhile.
 	writers   int
+	writing   map[int]bool
 	resetting bool
 	waits     map[int]chan struct{}
 	fails     uint64 // counts calls of Fail
@@ -85,7 +93,7 @@ func (b *Blob) Acquire() {
 	b.mu.Unlock()
 }
 
-// Release ends a use that Create, Get or Acquire began. After the last one the
+// Release ends a use that Create, Get, Peek or Acquire began. After the last one the
 // blob may be evicted; what was not saved of its sidecar is saved now.
 func (b *Blob) Release() {
 	b.mu.Lock()
@@ -98,7 +106,10 @@ func (b *Blob) Release() {
 	b.mu.Unlock()
 	if last {
 		b.store.mu.Lock()
-		b.store.touchLocked(b)
+		if b.used {
+			b.store.touchLocked(b)
+			b.used = false
+		}
 		b.store.mu.Unlock()
 		b.idle()
 	}
@@ -249,12 +260,13 @@ func (b *Blob) hasLocked(i int) bool { return b.sealed || b.held != nil && b.hel
 
 func (b *Blob) claimedLocked(i int) bool { return b.claims != nil && b.claims.Has(i) }
 
-func (b *Blob) info() Info {
+// infoLocked describes the blob; the store's mu is held.
+func (b *Blob) infoLocked() Info {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := Info{
 		Digest: b.digest, Size: b.layout.Size(), Pieces: b.layout.Pieces(), LastUse: b.lastUse,
-		Sealed: b.sealed, Pinned: b.pinned, InUse: b.refs > 0,
+		Sealed: b.sealed, Pinned: b.pinned, InUse: b.refs > 0 && b.used, Shared: b.free,
 	}
 	switch {
 	case b.sealed:

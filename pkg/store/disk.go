@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"go.uber.org/zap"
@@ -28,6 +29,14 @@ const (
 // create makes the files of a new blob, whose disk lock the caller holds and
 // whose reference it has; both are given up on an error, and the blob leaves.
 func (b *Blob) create() error {
+	if b.hiddenDisk() {
+		b.disk.Unlock()
+		err := b.prepare()
+		if err != nil {
+			b.Release()
+		}
+		return err
+	}
 	f, err := b.createDisk()
 	b.mu.Lock()
 	if ended := b.err; err == nil && ended != nil {
@@ -58,6 +67,30 @@ func (b *Blob) create() error {
 	return err
 }
 
+// hiddenDisk takes in the blob's files where the disk has them and did not show them
+// when the store was opened: a sealed blob is not lost because of one bad moment. It
+// tells whether there was something of use.
+func (b *Blob) hiddenDisk() bool {
+	found := &found{digest: b.digest}
+	var err error
+	if found.whole, err = b.store.vol.exists(b.wholePath()); err == nil {
+		found.part, err = b.store.vol.exists(b.partPath())
+	}
+	if err != nil || !found.whole && !found.part {
+		return false
+	}
+	old, err := b.store.adopt(found)
+	if err != nil || old == nil || old.layout != b.layout || old.frozen {
+		return false // createDisk deletes what is left
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.named, b.synced, b.marked = old.named, old.synced, old.marked
+	b.pinned, b.sealed, b.loaded, b.changed = old.pinned, old.sealed, old.loaded, old.changed
+	b.frozen, b.adopted = old.frozen, old.adopted
+	return true
+}
+
 func (b *Blob) createDisk() (*file, error) {
 	if err := b.store.vol.mkdir(b.digest.Algorithm()); err != nil {
 		return nil, err
@@ -65,19 +98,32 @@ func (b *Blob) createDisk() (*file, error) {
 	if err := b.store.vol.mkdir(b.dir()); err != nil {
 		return nil, err
 	}
-	// A file of another version that was left alone must not be taken for ours.
-	for _, name := range []string{b.metaPath(), b.wholePath()} {
+	// What was left alone, such as files of another version, must not be taken for
+	// ours, nor be written to: it may be somebody else's as well.
+	for _, name := range []string{b.metaPath(), b.wholePath(), b.partPath()} {
 		if err := b.store.vol.remove(name); err != nil {
 			return nil, err
 		}
 	}
-	return b.store.vol.create(b.partPath())
+	f, err := b.store.vol.create(b.partPath())
+	if err == nil {
+		if err = b.setAside(f); err != nil {
+			return nil, errors.Join(err, f.close())
+		}
+	}
+	return f, err
 }
 
-// sidecarLocked is the blob's present state; the chain is loaded.
+// sidecarLocked is the blob's present state; the chain is loaded, and disk is held.
+// That the blob is sealed is said once the data is synced: under the name of a whole
+// blob it is believed from then on.
 func (b *Blob) sidecarLocked() []byte {
-	m := sidecar{header: header{digest: b.digest, layout: b.layout, sealed: b.sealed, pinned: b.pinned}, held: b.held, chain: b.chain}
-	if b.claims != nil && b.claims.Count() > 0 && !b.sealed {
+	m := sidecar{header: header{digest: b.digest, layout: b.layout, sealed: b.sealed && b.synced, pinned: b.pinned, shared: b.frozen, adopted: b.adopted}, held: b.held, chain: b.chain}
+	switch {
+	case b.sealed:
+		m.held = blob.NewBitmap(b.layout.Pieces())
+		m.held.SetRun(b.layout.All())
+	case b.claims != nil && b.claims.Count() > 0:
 		m.held = b.held.Clone()
 		for _, r := range b.claims.Runs() {
 			m.held.SetRun(r)
@@ -122,8 +168,8 @@ func (b *Blob) saveDisk(durable bool) error {
 		return nil
 	}
 	data := b.sidecarLocked()
-	durable = durable || b.sealed // what says so is trusted after a power cut
-	b.dirty = false
+	durable = durable || b.synced // what a restart believes is what a power cut leaves
+	b.dirty = b.sealed && !b.synced
 	b.fresh = 0
 	b.saved = time.Now()
 	b.mu.Unlock()
@@ -151,7 +197,7 @@ var errSync = errors.New("sync of the data failed")
 // is gone. What else fails is tried again when the blob falls idle.
 func (b *Blob) Seal() error {
 	err := b.mark()
-	if isFull(err) && b.store.evictForDisk(1) {
+	if isFull(err) && !errors.Is(err, errSync) && b.store.evictForDisk(1) {
 		err = b.mark()
 	}
 	if errors.Is(err, errSync) {
@@ -184,19 +230,26 @@ func (b *Blob) markDisk() error {
 			return err
 		}
 	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("%w: %w", errSync, err)
+	if !b.synced {
+		if err := f.Sync(); err != nil {
+			return fmt.Errorf("%w: %w", errSync, err)
+		}
+		b.synced = true
 	}
 	if err := b.saveDisk(true); err != nil {
 		return err
 	}
 	if !b.named {
-		if err := b.store.vol.rename(b.partPath(), b.wholePath()); err != nil {
+		err := b.store.vol.rename(b.partPath(), b.wholePath())
+		if errors.Is(err, fs.ErrNotExist) { // one that failed may have been done all the same
+			_, err = b.store.vol.stat(b.wholePath())
+		}
+		if err != nil {
 			return err
 		}
 		b.named = true
 	}
-	if err := b.store.vol.syncDir(b.dir()); err != nil {
+	if err := b.store.vol.syncPath(b.dir()); err != nil {
 		return err
 	}
 	b.marked = true
@@ -221,7 +274,7 @@ func (b *Blob) setPinned(pinned bool) error {
 	b.mu.Unlock()
 	err := b.saveDisk(true)
 	if err == nil {
-		err = b.store.vol.syncDir(b.dir())
+		err = b.store.vol.syncPath(b.dir())
 	}
 	if err != nil {
 		b.mu.Lock()
@@ -269,10 +322,14 @@ func (b *Blob) idleDisk() error {
 		}
 	}
 	b.mu.Unlock()
-	if f != nil {
-		err = errors.Join(err, f.close())
+	if f == nil {
+		return err
 	}
-	return err
+	closing := f.close()
+	if closing != nil && !b.synced {
+		closing = fmt.Errorf("%w: %w", errSync, closing) // a write failed late
+	}
+	return errors.Join(err, closing)
 }
 
 // shut ends the blob because its store closes, and saves what a restart can use.
@@ -299,7 +356,7 @@ func (b *Blob) shut() error {
 	b.file = nil
 	b.mu.Unlock()
 	if data != nil {
-		err = errors.Join(err, b.store.vol.replaceFile(b.metaPath(), b.tempPath(), data, b.marked))
+		err = errors.Join(err, b.store.vol.replaceFile(b.metaPath(), b.tempPath(), data, b.synced))
 	}
 	if f != nil {
 		err = errors.Join(err, f.close())
@@ -309,7 +366,8 @@ func (b *Blob) shut() error {
 		used := b.lastUse
 		b.store.mu.Unlock()
 		// The time of last use orders evictions after a restart, no more.
-		_ = b.store.vol.touch(b.dataPath(), used)
+		// Not that of the data, which may be a file of the runtime.
+		_ = b.store.vol.touch(b.metaPath(), used)
 	}
 	return err
 }

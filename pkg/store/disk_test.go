@@ -169,11 +169,11 @@ func TestSealIsTakenBackFirst(t *testing.T) {
 	defer s.Close()
 	c := storetest.Random(t, 1, 2*pieceLength)
 	storetest.Fill(t, s, c)
+	b, _ := s.Get(c.Digest)
+	defer b.Release()
 	if err := os.Truncate(pathOf(dir, c.Digest, ""), pieceLength); err != nil {
 		t.Fatal(err)
 	}
-	b, _ := s.Get(c.Digest)
-	defer b.Release()
 	wantError(t, "read", b.ReadPiece(1, make([]byte, pieceLength)), store.ErrDamaged)
 	if i := slices.Index(trace, "rename .part"); i < 0 || trace[i+1] != "syncdir " {
 		t.Errorf("operations %q: want the name changed and the change synced", trace)

@@ -18,6 +18,8 @@ var (
 	ErrClosed = errors.New("store is closed")
 	// ErrNotHeld: the store has no such blob.
 	ErrNotHeld = errors.New("blob is not held")
+	// ErrInUse: somebody reads or writes the blob, or the file to be shared.
+	ErrInUse = errors.New("blob is in use")
 	// ErrRemoved: the blob was removed or evicted while it was in use.
 	ErrRemoved = errors.New("blob was removed from the store")
 	// ErrDamaged: the disk lost bytes of the blob. What was lost is no longer
@@ -30,6 +32,9 @@ var (
 	ErrNoSpace = errors.New("no space in the store")
 	// ErrMissing: a piece that was asked for is not held, or not to be served yet.
 	ErrMissing = errors.New("piece is not held")
+	// ErrCannotShare: the store and the file are not where they can share bytes.
+	ErrCannotShare = errors.New("the store and the runtime's files cannot share bytes: " +
+		"they must be on one file system, and for hard links below one mount of it; see README.md")
 	// ErrSize: the blob is held with another size.
 	ErrSize = errors.New("blob is held with another size")
 	// ErrBadDigest: the bytes in order do not hash to the digest. It wraps

@@ -18,8 +18,8 @@ func (s *Store) addLocked(b *Blob) {
 	s.blobs[b.digest] = b
 	b.elem = s.lru.PushBack(b)
 	b.lastUse = time.Now()
-	s.used += b.layout.Size()
-	s.metrics.bytes.Set(float64(s.used))
+	s.countLocked(b, 1)
+	s.metrics.blobs.Set(float64(len(s.blobs)))
 }
 
 // useLocked marks a use and takes a reference, unless the blob is leaving.
@@ -30,6 +30,7 @@ func (s *Store) useLocked(b *Blob) bool {
 		return false
 	}
 	b.refs++
+	b.used = true
 	s.touchLocked(b)
 	return true
 }
@@ -69,6 +70,17 @@ func (s *Store) dropForSizeLocked(b *Blob) bool {
 	return leaving || !keep && s.doomLocked(b, ErrRemoved, "")
 }
 
+// doomUnusedLocked dooms a blob that nobody uses. It tells whether the blob is
+// leaving.
+func (s *Store) doomUnusedLocked(b *Blob) bool {
+	b.mu.Lock()
+	leaving, used := b.err != nil, b.refs > 0 && b.used
+	b.mu.Unlock()
+	// Who takes a reference without this lock has one already. Who only looks at
+	// the blob is told that it is gone.
+	return leaving || !used && s.doomLocked(b, ErrRemoved, "")
+}
+
 // expunge deletes the files of blobs that are leaving and tells of them. It
 // waits for whoever is at it already. A blob whose files cannot be deleted keeps
 // its bytes and is tried again when room or its digest is needed.
@@ -83,8 +95,8 @@ func (s *Store) expunge(blobs ...*Blob) error {
 		if first {
 			delete(s.leaving, b)
 			delete(s.blobs, b.digest)
-			s.used -= b.layout.Size()
-			s.metrics.bytes.Set(float64(s.used))
+			s.countLocked(b, -1)
+			s.metrics.blobs.Set(float64(len(s.blobs)))
 		}
 		s.mu.Unlock()
 		if first {
@@ -137,9 +149,9 @@ func (s *Store) makeRoomLocked(d blob.Digest, size int64) ([]*Blob, error) {
 	var leaving []*Blob
 	for b := range s.leaving {
 		leaving = append(leaving, b)
-		need -= b.layout.Size()
+		need -= b.costLocked()
 	}
-	victims, free, pinned, inUse := s.victimsLocked(need)
+	victims, free, pinned, inUse := s.victimsLocked(need, 0)
 	if free < need {
 		return nil, fmt.Errorf("store: create %s: %w: %d bytes needed, the limit is %d, of which %d are pinned and %d in use; raise the limit, unpin blobs or try again later",
 			d, ErrNoSpace, size, limit, pinned, inUse)
@@ -151,11 +163,15 @@ func (s *Store) makeRoomLocked(d blob.Digest, size int64) ([]*Blob, error) {
 }
 
 // victimsLocked picks unused blobs, least recently used first, until they hold
-// need bytes. It returns their bytes, and those of blobs passed over.
-func (s *Store) victimsLocked(need int64) (victims []*Blob, free, pinned, inUse int64) {
-	for e := s.lru.Front(); e != nil && free < need; e = e.Next() {
+// need bytes and are count or more. It returns their bytes, and those of blobs
+// passed over.
+func (s *Store) victimsLocked(need int64, count int) (victims []*Blob, free, pinned, inUse int64) {
+	for e := s.lru.Front(); e != nil && (free < need || len(victims) < count); e = e.Next() {
 		b := e.Value.(*Blob)
-		size := b.layout.Size()
+		size := b.costLocked()
+		if b.free {
+			continue // evicting it would give nothing
+		}
 		b.mu.Lock()
 		switch {
 		case b.pinned:
@@ -178,7 +194,7 @@ func (s *Store) shrink() {
 		return
 	}
 	s.mu.Lock()
-	victims, _, _, _ := s.victimsLocked(s.used - s.cfg.MaxBytes)
+	victims, _, _, _ := s.victimsLocked(s.used-s.cfg.MaxBytes, 0)
 	for _, b := range victims {
 		s.doomLocked(b, ErrRemoved, evictLimit)
 	}
@@ -195,7 +211,7 @@ func (s *Store) evictForDisk(need int64) bool {
 		s.mu.Unlock()
 		return false
 	}
-	victims, _, _, _ := s.victimsLocked(need)
+	victims, _, _, _ := s.victimsLocked(need, 0)
 	for _, b := range victims {
 		s.doomLocked(b, ErrRemoved, evictFull)
 	}
@@ -205,4 +221,37 @@ func (s *Store) evictForDisk(need int64) bool {
 			zap.Int("blobs", len(victims)), zap.Int64("limit_bytes", s.cfg.MaxBytes))
 	}
 	return len(victims) > 0 && s.expunge(victims...) == nil
+}
+
+// makeDiskRoom gives up unused blobs because a new one of size bytes found the disk
+// full, and none when that would not be enough. evicted is what was given up for it
+// already. It returns the bytes that blobs gave up, 0 when trying again is of no
+// use. The caller holds no lock.
+func (s *Store) makeDiskRoom(size, evicted int64) int64 {
+	need := int64(1)
+	disk, err := s.disk()
+	switch {
+	case evicted >= max(size, 1):
+		return 0
+	case err != nil || disk.Files > 0 && disk.FreeFiles < 2*filesOfBlob:
+	case disk.Free < size:
+		need = size - disk.Free
+	default: // a quota of somebody else's, or the file system's own needs
+		need = max(1, size-evicted)
+	}
+	s.mu.Lock()
+	_, free, _, _ := s.victimsLocked(need, 0)
+	s.mu.Unlock()
+	if free < need || !s.evictForDisk(need) {
+		return 0
+	}
+	return free
+}
+
+// wakeRun lets Run look at the disk.
+func (s *Store) wakeRun() {
+	select {
+	case s.created <- struct{}{}:
+	default:
+	}
 }

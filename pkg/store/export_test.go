@@ -1,6 +1,9 @@
 package store
 
 import (
+	"maps"
+	"slices"
+
 	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -41,6 +44,28 @@ func (s *Store) Reserved() int64 {
 	return s.used
 }
 
+// OnDisk lists the blobs of which the disk says that they are sealed: what no crash may
+// lose.
+func (s *Store) OnDisk() []blob.Digest {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.blobs))
+	s.mu.Unlock()
+	var on []blob.Digest
+	for _, b := range all {
+		b.disk.Lock()
+		b.mu.Lock()
+		if b.marked && b.sealed && b.err == nil {
+			on = append(on, b.digest)
+		}
+		b.mu.Unlock()
+		b.disk.Unlock()
+	}
+	return on
+}
+
+// FakeDisk has the store believe that its file system is as disk says.
+func (s *Store) FakeDisk(disk func() (Disk, error)) { s.disk = disk }
+
 // InMemory tells whether the blob keeps its links in memory and its file open.
 func (b *Blob) InMemory() (chain, file bool) {
 	b.mu.Lock()
@@ -72,7 +97,7 @@ func DecodeSidecar(d blob.Digest, p []byte) (*Sidecar, error) {
 }
 
 func (m *Sidecar) Encode(d blob.Digest) []byte {
-	s := sidecar{header: header{d, m.Layout, m.Sealed, m.Pinned}, held: m.Held, chain: m.Chain}
+	s := sidecar{header: header{digest: d, layout: m.Layout, sealed: m.Sealed, pinned: m.Pinned}, held: m.Held, chain: m.Chain}
 	return s.encode()
 }
 

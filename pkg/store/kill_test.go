@@ -98,7 +98,7 @@ func TestSIGKILL(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			checkSurvivor(t, s, c, false)
+			checkServed(t, s, c)
 			if b, ok := s.Get(c.Digest); ok {
 				kept += b.Have().Count()
 				b.Release()
@@ -120,7 +120,16 @@ func TestSIGKILL(t *testing.T) {
 func TestLargeBlob(t *testing.T) {
 	const size = 50 << 30
 	dir := t.TempDir()
-	s := storetest.Open(t, store.Config{Dir: dir})
+	s, err := store.OpenTapped(store.Config{Dir: dir}, nil, func(op store.Operation, _ *[]byte, _ int64, do func() error) error {
+		if op.Kind == "allocate" {
+			return nil // the disk of a test need not have so much
+		}
+		return do()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
 	c := storetest.Random(t, 1, 16<<20)
 	b, err := s.Create(c.Digest, size)
 	if err != nil {

@@ -63,11 +63,15 @@ func (b *Blob) openFileDisk() (*file, error) {
 	if f != nil || err != nil {
 		return f, err
 	}
-	f, err = b.store.vol.openData(b.dataPath())
+	open := b.store.vol.openData
+	if b.isFrozen() {
+		open = b.store.vol.openRead
+	}
+	f, err = open(b.dataPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		// A rename that failed may have been done all the same.
 		b.named = !b.named
-		if f, err = b.store.vol.openData(b.dataPath()); err != nil {
+		if f, err = open(b.dataPath()); err != nil {
 			b.named = !b.named
 		}
 	}
@@ -128,16 +132,24 @@ func (b *Blob) loadDisk() error {
 		b.claims = blob.NewBitmap(b.layout.Pieces())
 		b.claims.SetRun(b.layout.All())
 	}
+	if b.layout.Pieces() == 0 && b.digest.Matches(nil) { // no piece will come and seal it
+		b.sealed, b.dirty = true, true
+		b.held, b.claims = nil, nil
+	}
 	return nil
 }
 
-// prepare makes a blob that was found on disk ready for use.
+// prepare makes a blob that was found on disk ready for use. The caller has a
+// reference.
 func (b *Blob) prepare() error {
 	b.mu.Lock()
 	loaded, err := b.loaded, b.err
 	b.mu.Unlock()
-	if loaded || err != nil {
+	switch {
+	case err != nil:
 		return err
+	case loaded:
+		return b.doubt()
 	}
 	return b.load()
 }

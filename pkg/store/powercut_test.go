@@ -2,278 +2,243 @@ package store_test
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
-	"maps"
+	"io"
 	"math/rand/v2"
 	"os"
-	"path"
-	"path/filepath"
-	"slices"
+	"strconv"
+	"syscall"
 	"testing"
 
-	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	"github.com/damselfly-p2p/damselfly/pkg/store/storetest"
 )
 
-// platter follows every operation of a store and knows what a power cut would
-// leave of it: what was synced, and any part of what was not. It is harsher than
-// the file systems in use: writes are torn and lost, names change or not, each on
-// its own.
-type platter struct {
-	rng    *rand.Rand
-	cutAt  int // the operation before which the power goes
-	seen   int
-	inodes []*inode
-	live   map[string]int // name to inode
-	opened map[string]int // inode of the file that was opened last under a name; it may have another by now
-	synced map[string]int
-	todo   map[string][]func(names map[string]int) // changes of names that are not synced, by directory
-}
+// cutsVariable sets how many random power cuts TestPowerCutAtRandom makes, which are a
+// thousand with those of TestPowerCut; seedVariable sets where it begins.
+const (
+	cutsVariable = "DAMSELFLY_STORE_CUTS"
+	seedVariable = "DAMSELFLY_STORE_SEED"
+)
 
-type inode struct {
-	live, synced []byte
-	todo         []write // those that are not synced
-}
-
-// write is one write to a file, or its truncation when it has no bytes.
-type write struct {
-	p   []byte
-	off int64
-}
-
-func (w write) to(data []byte) []byte {
-	if w.p == nil {
-		return nil
+func variable(tb testing.TB, name, otherwise string) int {
+	tb.Helper()
+	n, err := strconv.Atoi(cmp.Or(os.Getenv(name), otherwise))
+	if err != nil {
+		tb.Fatalf("%s: %v", name, err)
 	}
-	if grow := int(w.off) + len(w.p) - len(data); grow > 0 {
-		data = append(data, make([]byte, grow)...)
-	}
-	copy(data[w.off:], w.p)
-	return data
+	return n
 }
 
-func (n *inode) add(w write) {
-	n.live = w.to(n.live)
-	n.todo = append(n.todo, w)
-}
-
-var errPower = errors.New("the power is cut")
-
-func newPlatter(rng *rand.Rand) *platter {
-	return &platter{rng: rng, cutAt: -1, live: map[string]int{}, opened: map[string]int{}, synced: map[string]int{}, todo: map[string][]func(map[string]int){}}
-}
-
-func (p *platter) tap(op store.Operation, data *[]byte, off int64, do func() error) error {
-	p.seen++
-	if p.cutAt >= 0 && p.seen >= p.cutAt {
-		return errPower
-	}
-	if op.Kind != "sync" && op.Kind != "syncdir" { // this disk is made of memory
-		if err := do(); err != nil {
-			return err
-		}
-	}
-	switch op.Kind {
-	case "create":
-		p.create(op.Name)
-		p.opened[op.Name] = p.live[op.Name]
-	case "open", "openread":
-		p.opened[op.Name] = p.live[op.Name]
-	case "write":
-		p.inodes[p.opened[op.Name]].add(write{bytes.Clone(*data), off})
-	case "sync":
-		n := p.inodes[p.opened[op.Name]]
-		n.synced, n.todo = bytes.Clone(n.live), nil
-	case "rename":
-		id := p.live[op.Name]
-		p.names(op.Name, func(names map[string]int) {
-			delete(names, op.Name)
-			names[op.To] = id
-		})
-	case "remove":
-		p.names(op.Name, func(names map[string]int) { delete(names, op.Name) })
-	case "syncdir":
-		for _, change := range p.todo[op.Name] {
-			change(p.synced)
-		}
-		p.todo[op.Name] = nil
-	}
-	return nil
-}
-
-func (p *platter) create(name string) {
-	if id, ok := p.live[name]; ok {
-		p.inodes[id].add(write{})
-		return
-	}
-	id := len(p.inodes)
-	p.inodes = append(p.inodes, &inode{})
-	p.names(name, func(names map[string]int) { names[name] = id })
-}
-
-func (p *platter) names(name string, change func(map[string]int)) {
-	change(p.live)
-	dir := path.Dir(name)
-	p.todo[dir] = append(p.todo[dir], change)
-}
-
-// cut writes what the power cut leaves into a new directory.
-func (p *platter) cut(tb testing.TB) string {
-	names := maps.Clone(p.synced)
-	for _, dir := range slices.Sorted(maps.Keys(p.todo)) {
-		for _, change := range p.todo[dir] {
-			if p.rng.IntN(2) == 0 {
-				change(names)
-			}
-		}
-	}
-	dir := tb.TempDir()
-	for _, name := range slices.Sorted(maps.Keys(names)) {
-		n := p.inodes[names[name]]
-		data := bytes.Clone(n.synced)
-		for _, w := range n.todo {
-			if p.rng.IntN(2) == 0 {
-				continue
-			}
-			if len(w.p) > 0 && p.rng.IntN(2) == 0 { // torn: some of it is neither old nor new
-				w.p = bytes.Clone(w.p)
-				clear(w.p[p.rng.IntN(len(w.p)):])
-			}
-			data = w.to(data)
-		}
-		file := filepath.Join(dir, "v1", name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
-			tb.Fatal(err)
-		}
-		if err := os.WriteFile(file, data, 0o600); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	return dir
-}
-
-// TestPowerCut cuts the power before each operation of a store's life and opens
-// what is left: blobs whose Seal had returned are sealed, all that is served
-// is right, and what was lost can be fetched again.
+// TestPowerCut cuts the power before each operation of one life of a store, which
+// has all that a store does in it. See life for what has to hold.
 func TestPowerCut(t *testing.T) {
-	contents := []*storetest.Content{
-		storetest.Random(t, 1, 900), storetest.Random(t, 2, pieceLength+100), storetest.Random(t, 3, 2*pieceLength+1),
-	}
+	t.Parallel()
+	contents := killable(t)[:2]
 	for n := 1; ; n++ {
-		p := newPlatter(rand.New(rand.NewPCG(uint64(n), 1)))
-		p.cutAt = n
-		sealed := live(t, p, contents)
+		l := newLife(t, rand.New(rand.NewPCG(uint64(n), 1)), contents)
+		l.p.cutAt = l.p.seen + n
+		l.all()
 		for range 3 { // a power cut has many outcomes
-			s := tapped(t, store.Config{Dir: p.cut(t)}, &breaker{})
-			for _, c := range contents {
-				checkSurvivor(t, s, c, sealed[c.Digest])
-			}
-			closeStore(t, s)
+			l.judge(l.p.cut(t))
 		}
-		s := tapped(t, store.Config{Dir: p.cut(t)}, &breaker{})
-		for _, c := range contents {
-			storetest.Fill(t, s, c)
-			whole(t, s, c)
-		}
-		closeStore(t, s)
+		through := l.alive()
+		l.end()
 		if t.Failed() {
 			t.Fatalf("power cut before operation %d", n)
 		}
-		if p.seen < n {
+		if through {
+			t.Logf("%d power cuts", 3*n)
 			break
 		}
 	}
 }
 
-// live runs a store until the power is cut and returns which blobs it had said
-// to be sealed on disk.
-func live(t *testing.T, p *platter, contents []*storetest.Content) map[blob.Digest]bool {
-	sealed := map[blob.Digest]bool{}
-	cfg := store.Config{Dir: t.TempDir()}
-	s, err := store.OpenTapped(cfg, nil, p.tap)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Kill()
-	for round := range 2 {
-		for _, c := range contents {
-			sealed[c.Digest] = fetch(t, s, c, p)
+// TestPowerCutAtRandom lives random lives in which operations on the disk fail and
+// the power is cut, again and again, each life going on with what the last one left.
+func TestPowerCutAtRandom(t *testing.T) {
+	t.Parallel()
+	contents := killable(t)
+	cuts, seed := variable(t, cutsVariable, "500"), uint64(variable(t, seedVariable, "1"))
+	for n := 0; n < cuts; seed++ {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		l := newLife(t, rng, contents)
+		for range 1 + rng.IntN(4) {
+			n++
+			l.p.cutAt = l.p.seen + 1 + rng.IntN(200)
+			if rng.IntN(2) == 0 {
+				l.p.fault = l.random(1+rng.IntN(100), 1+rng.IntN(2)*rng.IntN(20))
+			}
+			for l.alive() {
+				l.step(rng.IntN(12), rng.IntN(len(contents)))
+			}
+			l.judge(l.p.cut(t))
+			l.again(l.p.cut(t))
 		}
-		middle := contents[1]
-		if round == 0 && p.alive() {
-			sealed[middle.Digest] = false // and fetched again in the next round
-			_ = s.Remove(middle.Digest)
-			sealed[contents[2].Digest] = spoil(t, s, cfg.Dir, contents[2], p)
+		l.end()
+		if t.Failed() {
+			t.Fatalf("%s=1 %s=%d repeats it", cutsVariable, seedVariable, seed)
 		}
 	}
-	return sealed
 }
 
-func (p *platter) alive() bool { return p.cutAt < 0 || p.seen+1 < p.cutAt }
-
-// fetch puts every piece and tells whether Seal returned with the power
-// still there.
-func fetch(t *testing.T, s *store.Store, c *storetest.Content, p *platter) bool {
-	b, err := s.Create(c.Digest, c.Size())
-	if err != nil {
-		return false
-	}
-	defer b.Release()
-	if err := b.AddLinks(0, c.Links); err != nil {
-		return false
-	}
-	for i := c.Layout.Pieces() - 1; i >= 0; i-- {
-		if b.Put(i, c.Piece(i)) != nil {
-			return false
+// TestPinBeforeTheSeal: a power cut may leave the name of a whole blob beside a sidecar
+// that names a part of it. When the rest has come, and the sidecar is written for some
+// other reason, it must not call data sealed that is not synced.
+func TestPinBeforeTheSeal(t *testing.T) {
+	contents := killable(t)[1:2]
+	c := contents[0]
+	for seed := range uint64(20) {
+		l := newLife(t, rand.New(rand.NewPCG(seed, 3)), contents)
+		dir := l.p.dir
+		b := create(t, l.s, c)
+		if err := b.Extend(0, c.Piece(0)); err != nil {
+			t.Fatal(err)
 		}
+		b.Release()
+		l.end()
+		if err := os.Rename(pathOf(dir, c.Digest, ".part"), pathOf(dir, c.Digest, "")); err != nil {
+			t.Fatal(err)
+		}
+		l.again(dir)
+		b = create(t, l.s, c)
+		if err := b.Extend(1, c.Piece(1)); err != nil || !b.Sealed() {
+			t.Fatalf("not sealed: %v", err)
+		}
+		if err := l.s.Pin(c.Digest); err != nil {
+			t.Fatal(err)
+		}
+		l.judge(l.p.cut(t))
+		b.Release() // seals it
+		l.look(0)
+		if !l.committed[0] {
+			t.Error("not sealed on the disk when it fell idle")
+		}
+		l.judge(l.p.cut(t))
+		l.end()
 	}
-	if !b.Sealed() {
-		t.Error("not sealed after every Put went well")
-	}
-	return b.Seal() == nil && p.alive()
 }
 
-// spoil cuts the data of a sealed blob short, so that it loses a piece and its
-// seal, and puts garbage of an earlier life in its place.
-func spoil(t *testing.T, s *store.Store, dir string, c *storetest.Content, p *platter) bool {
+// random breaks n operations from the nth on in a random way.
+func (l *life) random(nth, n int) func(op store.Operation, data *[]byte) (bool, error) {
+	names := []string{"EIO", "ENOSPC", "EMFILE", "EIO after success", "cut short"}
+	name, count := names[l.rng.IntN(len(names))], 0
+	return func(op store.Operation, data *[]byte) (done bool, err error) {
+		if count++; count < nth || count >= nth+n || op.Kind == "forget" { // advice that may be ignored
+			return false, nil
+		}
+		l.excuse(op, name)
+		err = faults[name](op, data, func() error { done = true; return nil })
+		return done, err
+	}
+}
+
+// killable is what is put into a store to see what becomes of it: of one piece and
+// of several, with each algorithm, and empty.
+func killable(tb testing.TB) []*storetest.Content {
+	return []*storetest.Content{
+		storetest.Random(tb, 1, 900), storetest.Random512(tb, 2, pieceLength+100), storetest.Random(tb, 3, 2*pieceLength+1), storetest.Random(tb, 4, 0),
+	}
+}
+
+// judge opens what a power cut left: blobs whose seal was on the disk are there, all
+// that is served is right, and what was lost can be fetched again.
+func (l *life) judge(dir string) {
+	l.t.Helper()
+	s, err := store.OpenTapped(store.Config{Dir: dir}, nil, (&breaker{}).tap)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for i, c := range l.contents {
+		l.checkSurvivor(s, c, i)
+	}
+	for _, c := range l.contents {
+		refill(l.t, s, c)
+		whole(l.t, s, c) // through a Reader
+	}
+	closeStore(l.t, s)
+}
+
+func (l *life) checkSurvivor(s *store.Store, c *storetest.Content, i int) {
+	l.t.Helper()
 	b, ok := s.Get(c.Digest)
 	if !ok {
-		return false
-	}
-	defer b.Release()
-	name := filepath.Join(c.Digest.Algorithm(), c.Digest.Hex()[:2], c.Digest.Hex())
-	if err := os.Truncate(filepath.Join(dir, "v1", name), pieceLength); err != nil {
-		return true
-	}
-	err := b.ReadPiece(1, make([]byte, pieceLength))
-	if p.alive() {
-		wantError(t, "read of a piece that is cut off", err, store.ErrDamaged)
-	}
-	return !errors.Is(err, store.ErrDamaged) && p.alive()
-}
-
-func checkSurvivor(t *testing.T, s *store.Store, c *storetest.Content, sealed bool) {
-	t.Helper()
-	b, ok := s.Get(c.Digest)
-	if !ok {
-		if sealed {
-			t.Errorf("%s of %d bytes was sealed and is lost", c.Digest, c.Size())
+		if l.committed[i] {
+			l.t.Errorf("%s of %d bytes was on the disk and is lost", c.Digest, c.Size())
 		}
 		return
 	}
 	defer b.Release()
-	if sealed && !b.Sealed() {
-		t.Errorf("%s of %d bytes was sealed and is not", c.Digest, c.Size())
+	if l.committed[i] && !b.Sealed() {
+		l.t.Errorf("%s of %d bytes was sealed on the disk and is not", c.Digest, c.Size())
 	}
-	if err := b.Verify(t.Context()); err != nil {
-		t.Error(err)
+	if err := b.Verify(l.t.Context()); err != nil {
+		l.t.Error(err)
 	}
-	have := b.Have()
-	for i := have.NextSet(0); i < have.Len(); i = have.NextSet(i + 1) {
-		buf := make([]byte, c.Layout.Length(i))
-		if err := b.ReadPiece(i, buf); err != nil || !bytes.Equal(buf, c.Piece(i)) {
-			t.Errorf("piece %d of %d serves wrong bytes: %v", i, c.Layout.Pieces(), err)
+	l.read(b, i)
+}
+
+// readAll reads every piece that is served. Those of a chain that somebody forged are
+// what that chain proves until the last one is here.
+func readAll(tb testing.TB, b *store.Blob, c, evil *storetest.Content) {
+	tb.Helper()
+	have, buf := b.Have(), make([]byte, c.Layout.PieceLength())
+	for i := range c.Layout.Pieces() {
+		buf := buf[:c.Layout.Length(i)]
+		err := b.ReadPiece(i, buf)
+		last := i == c.Layout.Pieces()-1
+		switch {
+		case err != nil && have.Has(i) && !excused(err):
+			tb.Errorf("piece %d of %d is held and cannot be read: %v", i, c.Layout.Pieces(), err)
+		case err != nil:
+		case bytes.Equal(buf, c.Piece(i)):
+		case evil != nil && !last && !b.Sealed() && bytes.Equal(buf, evil.Piece(i)):
+		default:
+			tb.Errorf("piece %d of %d serves wrong bytes", i, c.Layout.Pieces())
 		}
 	}
+}
+
+// excused tells whether the disk was made to fail, which the store says as it is.
+func excused(err error) bool {
+	return errors.Is(err, errPower) || errors.Is(err, store.ErrDamaged) || errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC) ||
+		errors.Is(err, syscall.EMFILE) || errors.Is(err, io.ErrShortWrite)
+}
+
+// refill fetches the whole blob as a task does, which starts over when the chain
+// that it found leads to a wrong digest.
+func refill(tb testing.TB, s *store.Store, c *storetest.Content) {
+	tb.Helper()
+	b, err := s.Create(c.Digest, c.Size())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer b.Release()
+	for i := b.Front(); i < c.Layout.Pieces(); i = b.Front() {
+		err := b.Extend(i, c.Piece(i))
+		if errors.Is(err, store.ErrBadDigest) || err != nil && !b.Sealed() {
+			err = b.Reset()
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := b.Seal(); err != nil || !b.Sealed() {
+		tb.Fatalf("not sealed after every piece: %v, %+v %v", err, s.Blobs(), b.Put(0, nil))
+	}
+}
+
+// checkServed fails when s serves anything but c's bytes.
+func checkServed(tb testing.TB, s *store.Store, c *storetest.Content) {
+	tb.Helper()
+	b, ok := s.Get(c.Digest)
+	if !ok {
+		return
+	}
+	defer b.Release()
+	if err := b.Verify(tb.Context()); err != nil {
+		tb.Error(err)
+	}
+	readAll(tb, b, c, nil)
 }

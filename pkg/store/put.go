@@ -15,8 +15,9 @@ import (
 // against links i and i+1 (the last piece against link i and the digest), writes
 // it and wakes who waits for it. The piece is hashed by the caller's goroutine
 // with no lock held; put pieces at once from as many as there are cores. piece
-// stays the caller's. A piece that is held already is no error. Put of the piece
-// that completes the blob seals it for its readers; Seal puts that on the disk.
+// stays the caller's, who leaves it as it is until Put returns. A piece that is held
+// already is no error. Put of the piece that completes the blob seals it for its
+// readers; Seal puts that on the disk.
 //
 // The error wraps blob.ErrUnknownLink when a link is not known yet,
 // blob.ErrMismatch when the piece does not fit them, ErrNoSpace when the disk is
@@ -97,18 +98,19 @@ func (b *Blob) proofOf(i int, origin bool) (p proof, held bool, err error) {
 }
 
 // admit decides whether piece i, which leads to the link next, may be written,
-// and counts the writer in. It is false when the blob was started over since the
-// proof began, which is then void.
+// and counts the writer in. It is false when the proof is void, because the blob
+// was started over or lost bytes since it began, and when the piece is held by now.
+// A piece has one writer at a time, so that nobody writes to a blob that is sealed.
 func (b *Blob) admit(i int, next []byte, gen uint64) (bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.resetting && b.err == nil {
+	for (b.resetting || b.writing[i]) && b.err == nil {
 		b.change.Wait()
 	}
 	if err := b.err; err != nil {
 		return false, err
 	}
-	if b.gen != gen {
+	if b.gen != gen || b.hasLocked(i) {
 		return false, nil
 	}
 	if next != nil {
@@ -122,6 +124,10 @@ func (b *Blob) admit(i int, next []byte, gen uint64) (bool, error) {
 			return false, fmt.Errorf("store: piece %d of %s: %w", i, b.digest, blob.ErrMismatch)
 		}
 	}
+	if b.writing == nil {
+		b.writing = map[int]bool{}
+	}
+	b.writing[i] = true
 	b.writers++
 	return true, nil
 }
@@ -148,9 +154,9 @@ func (b *Blob) write(f *file, i int, piece []byte) error {
 func (b *Blob) wrote(i int, ok bool) (ended error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.writers--; b.writers == 0 {
-		b.change.Broadcast()
-	}
+	delete(b.writing, i)
+	b.writers--
+	b.change.Broadcast()
 	if err := b.err; err != nil || !ok {
 		return err
 	}
@@ -173,6 +179,7 @@ func (b *Blob) holdLocked(i int) bool {
 	if b.held.Full() {
 		b.sealed = true
 		b.held, b.claims = nil, nil
+		b.rememberLocked()
 		b.wakeAllLocked()
 		return true
 	}
@@ -300,6 +307,7 @@ func (b *Blob) reset() (lost int, err error) {
 	}
 	lost = b.held.Count()
 	b.gen++
+	b.resets++
 	b.held = blob.NewBitmap(b.layout.Pieces())
 	b.claims = nil
 	b.chain.Forget()

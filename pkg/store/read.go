@@ -95,8 +95,8 @@ func (b *Blob) heldLocked(off, n int64, end int) int64 {
 	return max(0, min(n, b.layout.Offset(end)-off, b.layout.Size()-off))
 }
 
-// still tells whether the blob lives and is in the generation gen: bytes that
-// were read before the call are then those that were proven.
+// still tells whether the blob lives and has lost nothing since it was in the
+// generation gen: bytes that were read in between are then those that were proven.
 func (b *Blob) still(gen uint64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -116,6 +116,9 @@ func (b *Blob) readFile(f *file, p []byte, off int64) (int, error) {
 	if ended != nil {
 		return n, ended
 	}
+	if isScarcity(err) {
+		return n, fmt.Errorf("store: read %s: %w", b.digest, err)
+	}
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
@@ -134,9 +137,11 @@ func (b *Blob) lose(i int, cause error) error {
 	lost, failed := b.loseDisk(i, err)
 	b.disk.Unlock()
 	if failed != nil {
+		b.store.metrics.rotten.Inc()
 		return b.damaged(failed)
 	}
 	if lost {
+		b.store.metrics.rotten.Inc()
 		b.store.log.Error("disk lost a piece; it will be fetched again when it is wanted",
 			zap.Stringer("digest", b.digest), zap.Int("piece", i), zap.Error(cause))
 		b.store.tell(b.digest)
@@ -147,16 +152,19 @@ func (b *Blob) lose(i int, cause error) error {
 // loseDisk takes the seal back on disk before it does so in memory: a piece that
 // is written anew must never be under a name that is trusted.
 func (b *Blob) loseDisk(i int, told error) (lost bool, err error) {
-	// A rename that failed may have been done all the same, so named does not
-	// tell whether there is a name to take back.
-	err = b.store.vol.rename(b.wholePath(), b.partPath())
-	if err == nil {
-		err = b.store.vol.syncDir(b.dir())
+	if err := b.unnameDisk(); err != nil {
+		return false, err
 	}
-	if absent(err) != nil {
-		return false, fmt.Errorf("take the seal back: %w", err)
+	end := b.layout.Size()
+	if errors.Is(told, io.ErrUnexpectedEOF) {
+		// What else was cut off goes as well: once the piece is written anew, it
+		// would read as zeros.
+		info, err := b.stat()
+		if err != nil {
+			return false, err
+		}
+		end = info.Size()
 	}
-	b.named, b.marked = false, false
 	b.mu.Lock()
 	if b.err != nil || !b.hasLocked(i) {
 		b.mu.Unlock()
@@ -168,6 +176,12 @@ func (b *Blob) loseDisk(i int, told error) (lost bool, err error) {
 		b.held.SetRun(b.layout.All())
 	}
 	b.held.Clear(i)
+	for k := b.held.NextSet(0); k < b.held.Len(); k = b.held.NextSet(k + 1) {
+		if b.layout.Offset(k)+b.layout.Length(k) > end {
+			b.held.Clear(k)
+		}
+	}
+	b.gen++
 	b.dirty = true
 	b.failLocked(told)
 	b.mu.Unlock()

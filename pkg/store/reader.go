@@ -28,7 +28,7 @@ type Reader struct {
 	off, end int64
 	fails    uint64 // the blob's count when this reader began
 	given    bool   // bytes were handed out
-	gen      uint64 // in this generation
+	resets   uint64 // the blob's count when they were proven
 	once     sync.Once
 	closed   chan struct{}
 }
@@ -91,7 +91,6 @@ func (r *Reader) Read(p []byte) (int, error) {
 		}
 		r.off += int64(got)
 		r.given = r.given || got > 0
-		r.gen = gen
 		return got, err
 	}
 }
@@ -171,9 +170,10 @@ func (r *Reader) poll(n int64) (ready int64, gen uint64, wake <-chan struct{}, e
 	if err := b.err; err != nil {
 		return 0, 0, nil, err
 	}
-	if r.given && r.gen != b.gen {
+	if r.given && r.resets != b.resets {
 		return 0, 0, nil, fmt.Errorf("store: read %s: %w", b.digest, ErrReset)
 	}
+	r.resets = b.resets
 	if ready := b.readableLocked(r.off, n); ready > 0 {
 		return ready, b.gen, nil, nil
 	}

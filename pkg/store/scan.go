@@ -122,7 +122,11 @@ func (s *Store) adopt(f *found) (*Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.lastUse = info.ModTime()
+	meta, err := s.vol.stat(b.metaPath())
+	if err != nil {
+		return nil, err
+	}
+	b.lastUse = meta.ModTime()
 	sealed := b.named && h.sealed
 	if !info.Mode().IsRegular() || sealed && info.Size() != h.layout.Size() {
 		s.log.Warn("deleting a sealed blob whose data has not its size", zap.Stringer("digest", f.digest),
@@ -134,7 +138,10 @@ func (s *Store) adopt(f *found) (*Blob, error) {
 			return nil, err
 		}
 	}
-	b.sealed, b.marked, b.loaded = sealed, sealed, sealed
+	b.sealed, b.synced, b.marked, b.loaded = sealed, sealed, sealed, sealed
+	b.changed = info.ModTime()
+	b.frozen = h.shared && b.named
+	b.adopted, b.free = h.adopted && b.frozen, b.frozen
 	return b, nil
 }
 

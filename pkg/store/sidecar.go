@@ -33,6 +33,9 @@ type header struct {
 	layout blob.Layout
 	sealed bool
 	pinned bool
+	// shared: the data is a file of a runtime, not to be written to; adopted: it
+	// came from there alone, and leaves with it.
+	shared, adopted bool
 }
 
 const (
@@ -42,8 +45,10 @@ const (
 	crcLength      = 4
 	maxHeader      = fixedLength + 64 + crcLength
 
-	flagSealed = 1 << 0
-	flagPinned = 1 << 1
+	flagSealed  = 1 << 0
+	flagPinned  = 1 << 1
+	flagShared  = 1 << 2
+	flagAdopted = 1 << 3
 )
 
 var (
@@ -83,6 +88,12 @@ func (h *header) append(p []byte) []byte {
 	if h.pinned {
 		flags |= flagPinned
 	}
+	if h.shared {
+		flags |= flagShared
+	}
+	if h.adopted {
+		flags |= flagAdopted
+	}
 	p = append(p, sidecarMagic...)
 	p = binary.LittleEndian.AppendUint16(p, sidecarVersion)
 	p = binary.LittleEndian.AppendUint16(p, flags)
@@ -111,10 +122,11 @@ func decodeHeader(d blob.Digest, p []byte) (header, []byte, error) {
 		return h, nil, fmt.Errorf("%w: it belongs to another blob", errCorrupt)
 	}
 	flags := binary.LittleEndian.Uint16(p[6:])
-	if flags&^(flagSealed|flagPinned) != 0 {
+	if flags&^(flagSealed|flagPinned|flagShared|flagAdopted) != 0 {
 		return h, nil, fmt.Errorf("%w: unknown flags", errCorrupt)
 	}
 	h.sealed, h.pinned = flags&flagSealed != 0, flags&flagPinned != 0
+	h.shared, h.adopted = flags&flagShared != 0, flags&flagAdopted != 0
 	size := binary.LittleEndian.Uint64(p[8:])
 	if size > blob.MaxSize {
 		return h, nil, fmt.Errorf("%w: size %d", errCorrupt, size)

@@ -41,6 +41,16 @@ type Config struct {
 	// when the disk is full. A bound near the disk's size leaves no room for
 	// sidecars (about 0.02 % of the blobs) and for other users of the disk.
 	MaxBytes int64
+	// KeepFree is how much of the file system stays free for others, in percent of
+	// its bytes and of its inodes: where less is, Run gives up unused blobs. It
+	// refuses none. 0 leaves the disk to fill.
+	KeepFree int
+	// MaxAge is after how long without use Run gives up a blob. 0 means never.
+	MaxAge time.Duration
+	// ScrubRate is how many bytes a second Run proves again. 0 turns that off.
+	ScrubRate int64
+	// ScrubEvery is how long after a pass of the scrub began the next one begins.
+	ScrubEvery time.Duration
 	// OnDrop is told of each blob of which pieces that were held no longer are:
 	// evicted, removed, started over or damaged. Get and Blob.Have say what is
 	// left. It is called by the goroutine that caused the loss, with no lock of
@@ -58,6 +68,12 @@ func (c Config) Validate() error {
 	if c.MaxBytes < 0 {
 		return fmt.Errorf("store: limit of %d bytes: must be 0 (no limit) or more", c.MaxBytes)
 	}
+	if c.KeepFree < 0 || c.KeepFree > 90 {
+		return fmt.Errorf("store: %d %% of the disk kept free: must be 0 to 90", c.KeepFree)
+	}
+	if c.MaxAge < 0 || c.ScrubRate < 0 || c.ScrubEvery < 0 {
+		return errors.New("store: the age of blobs, the rate of the scrub and its interval must be 0 or more")
+	}
 	return nil
 }
 
@@ -74,16 +90,22 @@ type Store struct {
 	flock   *flock.Flock
 	metrics *metrics
 	onDrop  func(blob.Digest)
+	disk    func() (Disk, error)
+	created chan struct{} // tells Run of a new blob
 	checks  chan struct{} // a slot for each piece that may be in memory to be checked
 	pieces  sync.Pool     // *[]byte as long as a piece
 	copies  sync.Pool     // *[copyLength]byte
 
-	mu      sync.Mutex // taken before the mu of a blob
-	closed  bool
-	blobs   map[blob.Digest]*Blob
-	lru     *list.List         // the blobs that are not leaving, least recently used first
-	leaving map[*Blob]struct{} // dropped, files not deleted yet
-	used    int64              // bytes of all blobs, leaving ones too
+	sharing sync.Mutex // held while a file is proven and taken; before all others
+
+	mu       sync.Mutex // taken before the mu of a blob
+	closed   bool
+	blobs    map[blob.Digest]*Blob
+	lru      *list.List         // the blobs that are not leaving, least recently used first
+	leaving  map[*Blob]struct{} // dropped, files not deleted yet
+	used     int64              // bytes that count, of all blobs, leaving ones too
+	free     int64              // bytes that do not, because a runtime keeps them
+	scrubbed Scrub
 }
 
 // Info describes a blob that is held.
@@ -95,7 +117,8 @@ type Info struct {
 	Claimed int   // pieces found on disk and not verified yet
 	Sealed  bool  // all are held and the digest is proven
 	Pinned  bool
-	InUse   bool
+	InUse   bool // by somebody who does more than look at it (Peek)
+	Shared  bool // a runtime keeps the same bytes, so that they cost nothing here
 	LastUse time.Time
 }
 
@@ -118,6 +141,7 @@ func open(cfg Config, log *zap.Logger, t tap) (s *Store, err error) {
 	s = &Store{
 		cfg:     cfg,
 		log:     log,
+		created: make(chan struct{}, 1),
 		checks:  make(chan struct{}, min(runtime.GOMAXPROCS(0), maxChecks)),
 		blobs:   map[blob.Digest]*Blob{},
 		lru:     list.New(),
@@ -129,10 +153,12 @@ func open(cfg Config, log *zap.Logger, t tap) (s *Store, err error) {
 	if err := s.takeLock(); err != nil {
 		return nil, errors.Join(err, s.vol.close())
 	}
-	if s.metrics, err = newMetrics(cfg.Registerer); err != nil {
+	s.disk = s.vol.statfs
+	if s.metrics, err = newMetrics(cfg.Registerer, s.Disk); err != nil {
 		return nil, errors.Join(fmt.Errorf("store: %w", err), s.flock.Unlock(), s.vol.close())
 	}
 	s.metrics.limit.Set(float64(cfg.MaxBytes))
+	s.dropLinks()
 	s.scan()
 	s.shrink()
 	s.onDrop = cfg.OnDrop // from here on somebody may have been told what is held
@@ -194,7 +220,7 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: create: %w", err)
 	}
-	for retried := false; ; {
+	for evicted := int64(0); ; {
 		b, fresh, leaving, err := s.reserve(d, layout)
 		if err != nil {
 			return nil, err
@@ -208,12 +234,18 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 		if fresh {
 			err := b.create()
 			if err == nil {
+				s.wakeRun()
 				return b, nil
 			}
-			if retried || !isFull(err) || !s.evictForDisk(1) {
+			if !isFull(err) {
 				return nil, err
 			}
-			retried = true
+			room := s.makeDiskRoom(size, evicted)
+			if room == 0 {
+				s.metrics.refused.Inc()
+				return nil, err
+			}
+			evicted += room
 			continue
 		}
 		if err = b.prepare(); err == nil {
@@ -245,12 +277,16 @@ func (s *Store) reserve(d blob.Digest, layout blob.Layout) (b *Blob, fresh bool,
 		return b, false, nil, nil
 	}
 	leaving, err = s.makeRoomLocked(d, layout.Size())
+	if err != nil {
+		s.metrics.refused.Inc()
+	}
 	if err != nil || len(leaving) > 0 {
 		return nil, false, leaving, err
 	}
 	b = newBlob(s, d, layout)
 	b.disk.Lock() // nobody else knows the blob yet, so this does not wait
 	b.refs = 1
+	b.used = true
 	s.addLocked(b)
 	return b, true, nil, nil
 }
@@ -262,6 +298,20 @@ func (s *Store) Get(d blob.Digest) (*Blob, bool) {
 	b := s.blobs[d]
 	ok := b != nil && !s.closed && s.useLocked(b)
 	s.mu.Unlock()
+	return b.got(ok)
+}
+
+// Peek is Get for who only looks: the blob stays where it is in the order of
+// eviction, and grows as old as it would have.
+func (s *Store) Peek(d blob.Digest) (*Blob, bool) {
+	s.mu.Lock()
+	b := s.blobs[d]
+	ok := b != nil && !s.closed && b.hold() == nil
+	s.mu.Unlock()
+	return b.got(ok)
+}
+
+func (b *Blob) got(ok bool) (*Blob, bool) {
 	if !ok {
 		return nil, false
 	}
@@ -277,12 +327,15 @@ func (s *Store) Blobs() []Info {
 	s.mu.Lock()
 	infos := make([]Info, 0, len(s.blobs))
 	for e := s.lru.Front(); e != nil; e = e.Next() {
-		infos = append(infos, e.Value.(*Blob).info())
+		infos = append(infos, e.Value.(*Blob).infoLocked())
 	}
 	s.mu.Unlock()
 	slices.SortFunc(infos, func(a, b Info) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
 	return infos
 }
+
+// Limit is Config.MaxBytes.
+func (s *Store) Limit() int64 { return s.cfg.MaxBytes }
 
 // Pin keeps a blob from being evicted, also after a restart. The error wraps
 // ErrNotHeld when the store has no such blob.
@@ -306,16 +359,26 @@ func (s *Store) setPinned(d blob.Digest, pinned bool) error {
 // Remove deletes a blob, pinned or in use as it may be: its readers end with
 // ErrRemoved, and the disk has the space back when the last of them is closed.
 // The error wraps ErrNotHeld when the store has no such blob.
-func (s *Store) Remove(d blob.Digest) error {
+func (s *Store) Remove(d blob.Digest) error { return s.remove(d, true) }
+
+// Discard is Remove of a blob that nobody uses. The error wraps ErrInUse when
+// somebody does.
+func (s *Store) Discard(d blob.Digest) error { return s.remove(d, false) }
+
+func (s *Store) remove(d blob.Digest, force bool) error {
 	s.mu.Lock()
 	b := s.blobs[d]
 	closed := s.closed
+	// Doomed under this lock, so that nobody begins a use of it in between.
+	used := b != nil && !closed && !force && !s.doomUnusedLocked(b)
 	s.mu.Unlock()
-	if closed {
+	switch {
+	case closed:
 		return ErrClosed
-	}
-	if b == nil {
+	case b == nil:
 		return fmt.Errorf("store: remove %s: %w", d, ErrNotHeld)
+	case used:
+		return fmt.Errorf("store: remove %s: %w", d, ErrInUse)
 	}
 	if err := s.drop(b, ErrRemoved, ""); err != nil {
 		return fmt.Errorf("store: remove %s: %w", d, err)

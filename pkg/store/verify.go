@@ -105,8 +105,11 @@ func (b *Blob) check(f *file, i int) error {
 	if !ok {
 		return nil
 	}
+	// What a failed sync left in memory reads well, and is not on the disk.
+	f.forget(b.layout.Offset(i), b.layout.Length(i))
 	err := b.proveOnDisk(f, i, p, next)
 	if err != nil {
+		b.store.metrics.rotten.Inc()
 		b.warn("piece found on disk is not what the sidecar says; it will be fetched again", err)
 	}
 	if b.endCheck(i, p.gen, err == nil) {

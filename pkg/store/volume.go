@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -15,6 +17,9 @@ import (
 type volume struct {
 	root *os.Root
 	tap  tap
+
+	mu      sync.Mutex
+	durable map[string]bool // directories whose own names a power cut leaves
 }
 
 // tap stands between the store and the disk: it does the operation by calling
@@ -39,7 +44,7 @@ func openVolume(dir string, t tap) (*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &volume{root: root, tap: t}, nil
+	return &volume{root: root, tap: t, durable: map[string]bool{}}, nil
 }
 
 func (v *volume) close() error { return v.root.Close() }
@@ -51,20 +56,16 @@ func (v *volume) do(op operation, do func() error) error {
 	return v.tap(&op, do)
 }
 
-// mkdir makes a directory whose parent exists, durably. One that exists is fine.
+// mkdir makes a directory whose parent exists; syncPath makes it durable. One that
+// exists is fine.
 func (v *volume) mkdir(name string) error {
-	made := true
-	err := v.do(operation{kind: "mkdir", name: name}, func() error {
+	return v.do(operation{kind: "mkdir", name: name}, func() error {
 		err := v.root.Mkdir(name, 0o700)
 		if errors.Is(err, fs.ErrExist) {
-			made, err = false, nil
+			err = nil
 		}
 		return err
 	})
-	if err != nil || !made {
-		return err
-	}
-	return v.syncDir(path.Dir(name))
 }
 
 func (v *volume) create(name string) (*file, error) {
@@ -108,15 +109,61 @@ func (v *volume) remove(name string) error {
 	return v.do(operation{kind: "remove", name: name}, func() error { return absent(v.root.Remove(name)) })
 }
 
+// outside is the directory that the volume's own is in, as an operation names it.
+const outside = ".."
+
+// syncPath makes the names in a directory durable, and those of the directory and of
+// all above it in the store: an earlier process may have made them and been killed.
+func (v *volume) syncPath(name string) error {
+	if err := v.syncDir(name); err != nil {
+		return err
+	}
+	for name != outside {
+		parent := path.Dir(name)
+		if name == "." {
+			parent = outside
+		}
+		v.mu.Lock()
+		durable := v.durable[name]
+		v.mu.Unlock()
+		if !durable {
+			if err := v.syncDir(parent); err != nil {
+				return err
+			}
+			v.mu.Lock()
+			v.durable[name] = true
+			v.mu.Unlock()
+		}
+		name = parent
+	}
+	return nil
+}
+
 // syncDir makes the names in a directory durable.
 func (v *volume) syncDir(name string) error {
 	return v.do(operation{kind: "syncdir", name: name}, func() error {
-		d, err := v.root.Open(name)
-		if err != nil {
-			return err
+		if name != outside {
+			d, err := v.root.Open(name)
+			return syncOpen(d, err)
 		}
-		return errors.Join(d.Sync(), d.Close())
+		dir := filepath.Dir(v.root.Name())
+		// What that one is in is the administrator's, and may be closed to us.
+		_ = syncOpen(os.Open(filepath.Dir(dir)))
+		return syncOpen(os.Open(dir))
 	})
+}
+
+func syncOpen(d *os.File, err error) error {
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// exists tells whether there is a file of that name.
+func (v *volume) exists(name string) (bool, error) {
+	_, err := v.stat(name)
+	return err == nil, absent(err)
 }
 
 func (v *volume) stat(name string) (info fs.FileInfo, err error) {
@@ -158,7 +205,8 @@ func (v *volume) readFile(name string, limit int64) ([]byte, error) {
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return data[:n], errors.Join(err, f.close())
+	_ = f.close() // nothing was written to it
+	return data[:n], err
 }
 
 // replaceFile puts data under name in one step, by way of a temporary file: a
@@ -216,4 +264,9 @@ func (f *file) Sync() error {
 	return f.v.do(operation{kind: "sync", name: f.name}, f.f.Sync)
 }
 
-func (f *file) close() error { return f.f.Close() }
+// close closes the file whatever it returns. An error may tell of writes that failed
+// late.
+func (f *file) close() error {
+	err := f.f.Close()
+	return f.v.do(operation{kind: "close", name: f.name}, func() error { return err })
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 )
@@ -341,8 +342,8 @@ func (c candidate) compare(d candidate) int {
 // read reads from a holder; an error ends the task's fetching.
 func (a *alone) read(ctx context.Context, o *other, claim *blob.Bitmap, most int) error {
 	l := a.t.blob.Layout()
-	limit := slowRead + time.Duration(int64(most)*l.PieceLength()/slowRate)*time.Second
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, errOverdue)
+	patience := slowRead + time.Duration(int64(most)*l.PieceLength()/slowRate)*time.Second
+	ctx, cancel := limit.WithTimeout(ctx, patience, errOverdue)
 	defer cancel()
 	err := a.m.peers.ReadSome(ctx, o.Holder, a.t.digest, l, claim, most, func(from identity.Role, i int, piece []byte) error {
 		if err := a.t.blob.Put(i, piece); err != nil {

@@ -287,7 +287,7 @@ func (m *Manager) have(t *task, i int, linked bool) {
 
 // tell gives the scheduler all that is known of a blob, links included.
 func (m *Manager) tell(d blob.Digest) {
-	if b, ok := m.store.Get(d); ok {
+	if b, ok := m.store.Peek(d); ok {
 		defer b.Release()
 		m.tellBlob(b, true)
 	}
@@ -303,6 +303,14 @@ func (m *Manager) tellBlob(b *store.Blob, links bool) {
 	}
 }
 
+// Held tells the scheduler that the store holds a whole blob that no task brought.
+func (m *Manager) Held(d blob.Digest) {
+	if b, ok := m.store.Peek(d); ok {
+		defer b.Release()
+		m.tellBlob(b, false)
+	}
+}
+
 // tellAll introduces this node to a scheduler that knows nothing of some blobs: what
 // it holds of them, with the links where the blob is still on its way, and what it
 // wants.
@@ -311,7 +319,7 @@ func (m *Manager) tellAll(concerned func(blob.Digest) bool) {
 		if !concerned(info.Digest) {
 			continue
 		}
-		if b, ok := m.store.Get(info.Digest); ok {
+		if b, ok := m.store.Peek(info.Digest); ok {
 			m.tellBlob(b, !b.Sealed())
 			b.Release()
 		}

@@ -155,6 +155,7 @@ func (m *Manager) leave(t *task, run blob.Run) {
 	t.closed(run)
 	t.clients--
 	t.idle = time.Now()
+	t.left = t.idle
 	t.changed()
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
@@ -18,6 +19,7 @@ import (
 // read reads what is missing of a lease's run from its source; at is its place among
 // those that read the origin, nil with a holder.
 func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *originRead) (n int64, err error) {
+	ctx = limit.With(ctx, m.class(t, time.Now()))
 	if at != nil {
 		if err := at.wait(ctx); err != nil {
 			return 0, err
@@ -31,7 +33,7 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 	}
 	if l.Deadline > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, l.Deadline+overdue, errOverdue)
+		ctx, cancel = limit.WithTimeout(ctx, l.Deadline+overdue, errOverdue)
 		defer cancel()
 	}
 	missing := t.blob.Missing(l.Run)
@@ -52,6 +54,20 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 		m.contacts.served(l.Digest, peer.Holder(*l.Holder), time.Now())
 	}
 	return n, nil
+}
+
+// returning is how soon clients that fetch in ranges are back.
+const returning = 2 * time.Second
+
+// class is for whom this node carries out a lease of t's. A seed reads for the clients
+// of others.
+func (m *Manager) class(t *task, now time.Time) limit.Class {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t.clients > 0 || m.cfg.Seed || now.Sub(t.left) < returning {
+		return limit.Client
+	}
+	return limit.Background
 }
 
 // smooth notes how long a holder took to begin.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
+	"github.com/damselfly-p2p/damselfly/pkg/limit"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 )
@@ -148,9 +149,9 @@ func (s *swarmStream) run(ctx context.Context) error {
 func (s *swarmStream) read(ctx context.Context, h peer.Holder) error {
 	first := s.layout.At(s.off)
 	run := blob.Run{First: first, Count: min(streamPieces, s.layout.Pieces()-first)}
-	limit, cancel := context.WithTimeoutCause(ctx, slowRead+time.Duration(s.layout.Bytes(run)/slowRate)*time.Second, errOverdue)
+	patient, cancel := limit.WithTimeout(ctx, slowRead+time.Duration(s.layout.Bytes(run)/slowRate)*time.Second, errOverdue)
 	defer cancel()
-	err := s.m.peers.Read(limit, h, s.digest, s.layout, run, func(_ identity.Role, i int, piece []byte) error {
+	err := s.m.peers.Read(patient, h, s.digest, s.layout, run, func(_ identity.Role, i int, piece []byte) error {
 		if s.misfits(i, piece) {
 			s.liars[h.ID] = true
 			return blob.ErrMismatch

@@ -122,6 +122,7 @@ type task struct {
 	all     bool
 	wanted  *blob.Bitmap
 	idle    time.Time // since when no client waits
+	left    time.Time // when a client went away last
 
 	asked    time.Time // when the scheduler was told, or last heard of, or a piece came
 	answered bool

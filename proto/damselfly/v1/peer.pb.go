@@ -30,8 +30,11 @@ type ReadRequest struct {
 	// Of these pieces the holder sends at most so many as most says, one at least:
 	// those that it has sent to fewest others, in any order. NOT_FOUND when it holds
 	// none of them.
-	Lacking       []*Run `protobuf:"bytes,4,rep,name=lacking,proto3" json:"lacking,omitempty"`
-	Most          uint32 `protobuf:"varint,5,opt,name=most,proto3" json:"most,omitempty"`
+	Lacking []*Run `protobuf:"bytes,4,rep,name=lacking,proto3" json:"lacking,omitempty"`
+	Most    uint32 `protobuf:"varint,5,opt,name=most,proto3" json:"most,omitempty"`
+	// Who waits for the pieces: where the holder's line is full, that decides what is
+	// sent first.
+	Priority      Want_Priority `protobuf:"varint,6,opt,name=priority,proto3,enum=damselfly.v1.Want_Priority" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +102,13 @@ func (x *ReadRequest) GetMost() uint32 {
 		return x.Most
 	}
 	return 0
+}
+
+func (x *ReadRequest) GetPriority() Want_Priority {
+	if x != nil {
+		return x.Priority
+	}
+	return Want_PRIORITY_UNSPECIFIED
 }
 
 // Chunk is a part of one piece. Chunks of a piece come in order of offset and
@@ -482,13 +492,14 @@ var File_damselfly_v1_peer_proto protoreflect.FileDescriptor
 
 const file_damselfly_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x17damselfly/v1/peer.proto\x12\fdamselfly.v1\x1a\x1cdamselfly/v1/scheduler.proto\"\x9f\x01\n" +
+	"\x17damselfly/v1/peer.proto\x12\fdamselfly.v1\x1a\x1cdamselfly/v1/scheduler.proto\"\xd8\x01\n" +
 	"\vReadRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12#\n" +
 	"\x03run\x18\x03 \x01(\v2\x11.damselfly.v1.RunR\x03run\x12+\n" +
 	"\alacking\x18\x04 \x03(\v2\x11.damselfly.v1.RunR\alacking\x12\x12\n" +
-	"\x04most\x18\x05 \x01(\rR\x04most\"I\n" +
+	"\x04most\x18\x05 \x01(\rR\x04most\x127\n" +
+	"\bpriority\x18\x06 \x01(\x0e2\x1b.damselfly.v1.Want.PriorityR\bpriority\"I\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05piece\x18\x01 \x01(\rR\x05piece\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\rR\x06offset\x12\x12\n" +
@@ -544,27 +555,29 @@ var file_damselfly_v1_peer_proto_goTypes = []any{
 	(*CredentialResponse)(nil), // 5: damselfly.v1.CredentialResponse
 	(*Header)(nil),             // 6: damselfly.v1.Header
 	(*Run)(nil),                // 7: damselfly.v1.Run
-	(*Holder)(nil),             // 8: damselfly.v1.Holder
-	(*Origin)(nil),             // 9: damselfly.v1.Origin
+	(Want_Priority)(0),         // 8: damselfly.v1.Want.Priority
+	(*Holder)(nil),             // 9: damselfly.v1.Holder
+	(*Origin)(nil),             // 10: damselfly.v1.Origin
 }
 var file_damselfly_v1_peer_proto_depIdxs = []int32{
-	7, // 0: damselfly.v1.ReadRequest.run:type_name -> damselfly.v1.Run
-	7, // 1: damselfly.v1.ReadRequest.lacking:type_name -> damselfly.v1.Run
-	7, // 2: damselfly.v1.HoldingsResponse.runs:type_name -> damselfly.v1.Run
-	8, // 3: damselfly.v1.HoldingsResponse.others:type_name -> damselfly.v1.Holder
-	9, // 4: damselfly.v1.CredentialRequest.origin:type_name -> damselfly.v1.Origin
-	6, // 5: damselfly.v1.CredentialResponse.headers:type_name -> damselfly.v1.Header
-	0, // 6: damselfly.v1.Peer.Read:input_type -> damselfly.v1.ReadRequest
-	2, // 7: damselfly.v1.Peer.Holdings:input_type -> damselfly.v1.HoldingsRequest
-	4, // 8: damselfly.v1.Peer.Credential:input_type -> damselfly.v1.CredentialRequest
-	1, // 9: damselfly.v1.Peer.Read:output_type -> damselfly.v1.Chunk
-	3, // 10: damselfly.v1.Peer.Holdings:output_type -> damselfly.v1.HoldingsResponse
-	5, // 11: damselfly.v1.Peer.Credential:output_type -> damselfly.v1.CredentialResponse
-	9, // [9:12] is the sub-list for method output_type
-	6, // [6:9] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	7,  // 0: damselfly.v1.ReadRequest.run:type_name -> damselfly.v1.Run
+	7,  // 1: damselfly.v1.ReadRequest.lacking:type_name -> damselfly.v1.Run
+	8,  // 2: damselfly.v1.ReadRequest.priority:type_name -> damselfly.v1.Want.Priority
+	7,  // 3: damselfly.v1.HoldingsResponse.runs:type_name -> damselfly.v1.Run
+	9,  // 4: damselfly.v1.HoldingsResponse.others:type_name -> damselfly.v1.Holder
+	10, // 5: damselfly.v1.CredentialRequest.origin:type_name -> damselfly.v1.Origin
+	6,  // 6: damselfly.v1.CredentialResponse.headers:type_name -> damselfly.v1.Header
+	0,  // 7: damselfly.v1.Peer.Read:input_type -> damselfly.v1.ReadRequest
+	2,  // 8: damselfly.v1.Peer.Holdings:input_type -> damselfly.v1.HoldingsRequest
+	4,  // 9: damselfly.v1.Peer.Credential:input_type -> damselfly.v1.CredentialRequest
+	1,  // 10: damselfly.v1.Peer.Read:output_type -> damselfly.v1.Chunk
+	3,  // 11: damselfly.v1.Peer.Holdings:output_type -> damselfly.v1.HoldingsResponse
+	5,  // 12: damselfly.v1.Peer.Credential:output_type -> damselfly.v1.CredentialResponse
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_peer_proto_init() }
