@@ -14,7 +14,9 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -49,7 +51,8 @@ type Transport interface {
 type Client struct {
 	transport Transport
 	limit     *limit.Bucket
-	pool      sync.Pool
+	pool      sync.Pool // of *[]byte, a piece each
+	buffers   mem.BufferPool
 
 	mu    sync.Mutex
 	conns map[Holder]*conn
@@ -66,7 +69,7 @@ const idleConnections = 64
 
 // NewClient returns a client that trusts whom transport trusts.
 func NewClient(transport Transport) *Client {
-	return &Client{transport: transport, conns: map[Holder]*conn{}}
+	return &Client{transport: transport, buffers: newPool(), conns: map[Holder]*conn{}}
 }
 
 // Limit has what is read wait for b, as the class that each call's context says. It must
@@ -326,7 +329,8 @@ func (c *Client) dial(h Holder) (*grpc.ClientConn, error) {
 		),
 		grpc.WithInitialWindowSize(window),
 		grpc.WithInitialConnWindowSize(connectionWindow),
-		grpc.WithReadBufferSize(transportBuffer),
+		grpc.WithReadBufferSize(0), // Buffered has one
+		experimental.WithBufferPool(c.buffers),
 		grpc.WithIdleTimeout(time.Minute),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},

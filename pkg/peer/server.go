@@ -98,7 +98,7 @@ type Server struct {
 func NewServer(blobs Blobs, tasks Tasks, reads int, reg prometheus.Registerer) *Server {
 	s := &Server{
 		blobs: blobs, tasks: tasks, slots: newSlots(reads), patience: readPatience,
-		pool:   mem.NewTieredBufferPool(leastChunk, chunkLength),
+		pool:   newPool(),
 		onRead: func(blob.Digest) func() { return func() {} },
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "damselfly_peer_sent_bytes_total", Help: "Piece bytes sent to other nodes.",
@@ -133,7 +133,7 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.WriteBufferSize(transportBuffer),
-		grpc.ReadBufferSize(32 << 10),
+		grpc.ReadBufferSize(0), // Buffered has one
 	}
 }
 
