@@ -8,8 +8,10 @@ SHELL := /bin/bash
 GO ?= go
 # How long `make fuzz` tries each fuzz function.
 FUZZTIME ?= 30s
-# Which benchmarks `make bench` runs, of which packages.
-BENCH ?= .
+# Flags of the yardstick of `make bench`, such as --bytes 1GB --big=false.
+BENCH ?=
+# Which Go benchmarks `make benchmarks` runs, of which packages.
+BENCHMARKS ?= .
 PKG ?= ./...
 # Flags of the table that `make lab` makes, such as --write e2e/RESULTS.md.
 LAB ?=
@@ -31,7 +33,7 @@ ifeq ($(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo yes),)
 export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
 endif
 
-.PHONY: help build test needs vet house unit e2e lint race fuzz bench sim lab load demo proto proto-check clean
+.PHONY: help build test needs vet house unit e2e lint race fuzz bench benchmarks sim lab load demo proto proto-check clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,8 +68,11 @@ race: ## test everything with the race detector, in the programs of the e2e test
 fuzz: ## run each fuzz function for FUZZTIME (30s)
 	scripts/fuzz $(FUZZTIME)
 
-bench: ## run the Go benchmarks named BENCH (.) in PKG (./...)
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m $(PKG)
+bench: ## measure the data plane beside what this machine can do: a table with its bars, some 5 minutes
+	$(GO) run ./e2e/bench $(BENCH)
+
+benchmarks: ## run the Go benchmarks named BENCHMARKS (.) in PKG (./...)
+	$(GO) test -run '^$$' -bench '$(BENCHMARKS)' -benchmem -timeout 60m $(PKG)
 
 sim: ## simulate what the scheduler promises: a table of scenarios with their bars, 1,000 random worlds, 900 random crowds
 	DAMSELFLY_SIM=1 $(GO) test -v -count=1 -timeout 30m -run 'TestTable|TestRandomWorlds' ./scheduler/sim

@@ -98,23 +98,26 @@ func (b *bench) sizes() error {
 	if !b.wants(rowMemory) {
 		return nil
 	}
-	for i := range manyLayers {
-		b.layers = append(b.layers, layer{number: i + 1, size: b.bytes / 2})
-	}
-	if !b.big {
-		return nil
-	}
 	var disk unix.Statfs_t
 	if err := unix.Statfs(b.dir, &disk); err != nil {
 		return err
 	}
-	room := int64(disk.Bavail) * disk.Bsize * 9 / 10
-	size := b.bytes / 2 * 25
-	if size > room {
-		b.say("the disk of %s has no room for a layer of %s: it is made %s", b.dir, config.Bytes(size), config.Bytes(room>>30<<30))
-		size = room >> 30 << 30
+	room := int64(disk.Bavail) * disk.Bsize * 9 / 10 // others need some
+	fit := func(size, copies int64) int64 {
+		if size*copies <= room {
+			return size
+		}
+		fits := room / copies / 1e8 * 1e8
+		b.say("the disk of %s has no room for %d times a layer of %s: it is made %s", b.dir, copies, config.Bytes(size), config.Bytes(fits))
+		return fits
 	}
-	b.layers = append(b.layers, layer{number: manyLayers + 1, size: size})
+	many := fit(b.bytes/2, 2*manyLayers) // a seed has each, too
+	for i := range manyLayers {
+		b.layers = append(b.layers, layer{number: i + 1, size: many})
+	}
+	if b.big {
+		b.layers = append(b.layers, layer{number: manyLayers + 1, size: fit(b.bytes/2*25, 1)})
+	}
 	return nil
 }
 

@@ -67,7 +67,7 @@ func TestSlicesCoverTheBlob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{options: options{bytes: 4 << 30, rounds: 32}}
+	b := &bench{options: options{bytes: blobSize, rounds: 32}}
 	have := blob.NewBitmap(l.Pieces())
 	for _, s := range b.slices(l) {
 		if err := l.Check(s.run); err != nil || s.Bytes != l.Bytes(s.run) {

@@ -48,7 +48,11 @@ func newFar() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return errors.Join(serveFar(c.Context(), dir, size, c.InOrStdin(), c.OutOrStdout()), stop())
+			err = serveFar(c.Context(), dir, size, c.InOrStdin(), c.OutOrStdout())
+			if c.Context().Err() != nil {
+				err = nil // the near end says why it ends
+			}
+			return errors.Join(err, stop())
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "directory of the bench")

@@ -26,6 +26,9 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRoot().ExecuteContext(ctx)
+	if ctx.Err() != nil && err != nil {
+		err = errors.New("ended by a signal")
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
@@ -47,12 +50,12 @@ type options struct {
 }
 
 func newRoot() *cobra.Command {
-	o := options{bytes: 4 << 30, rounds: 32}
+	o := options{bytes: 4e9, rounds: 32}
 	var asJSON bool
 	c := &cobra.Command{
 		Use: "bench", Short: "Measure how near the data plane is to what the machine can do; fails when a bar does not hold",
 		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
-		Example: "  go run ./e2e/bench --json\n  go run ./e2e/bench --bytes 1GiB",
+		Example: "  go run ./e2e/bench --json\n  go run ./e2e/bench --bytes 1GB --big=false",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := o.validate(); err != nil {
 				return err

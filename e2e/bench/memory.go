@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,8 +22,10 @@ import (
 const (
 	// idleTime is how long a node does nothing before it counts as idle.
 	idleTime = 5 * time.Second
-	// digEvery is how often room is given back of layers that are being stored.
-	digEvery = 200 * time.Millisecond
+	// digEvery is how often room is given back of layers that are being stored, and
+	// digFrom what a layer may take of the disk until then.
+	digEvery = time.Second
+	digFrom  = 1 << 30
 )
 
 // manyLayers is how many layers are pulled at once.
@@ -129,8 +132,8 @@ func processMemory(pid int, name string) (int64, error) {
 	return 0, fmt.Errorf("/proc/%d/status has no %s", pid, name)
 }
 
-// dig gives the disk back, until ctx ends, what layers take below dir: all of it is
-// zeros, which a file need not store. A node that reads it sees no difference.
+// dig gives the disk back, until ctx ends, what large layers take below dir: all of it
+// is zeros, which a file need not store. A node that reads it sees no difference.
 func dig(ctx context.Context, dir string, layers []layer) error {
 	tick := time.NewTicker(digEvery)
 	defer tick.Stop()
@@ -165,9 +168,15 @@ func digOne(dir string, l layer) error {
 			return err
 		}
 		defer f.Close()
-		size, err := f.Seek(0, 2)
-		// Behind what is written yet there is room that the node has set aside.
-		if n := min(size, l.size-tail) &^ (1<<20 - 1); err == nil && n > 0 {
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		taken, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || taken.Blocks*512 < digFrom {
+			return nil
+		}
+		if n := min(info.Size(), l.size-tail) &^ (1<<20 - 1); n > 0 {
 			err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, n)
 		}
 		return err
