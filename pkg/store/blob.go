@@ -37,7 +37,8 @@ type Blob struct {
 	disk   sync.Mutex
 	named  bool // data is under the name of a whole blob
 	synced bool // data is that of the whole blob, and a power cut leaves it
-	marked bool // the disk says that the blob is sealed
+	marked bool // the disk says that the blob is sealed, and a power cut leaves that
+	found  bool // it said so when the store was opened; whether a power cut leaves it is not known
 	gone   bool // files are deleted
 
 	mu       sync.Mutex

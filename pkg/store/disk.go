@@ -85,7 +85,7 @@ func (b *Blob) hiddenDisk() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.named, b.synced, b.marked = old.named, old.synced, old.marked
+	b.named, b.synced, b.found = old.named, old.synced, old.found
 	b.pinned, b.sealed, b.loaded, b.changed = old.pinned, old.sealed, old.loaded, old.changed
 	b.frozen, b.adopted = old.frozen, old.adopted
 	return true
@@ -224,13 +224,13 @@ func (b *Blob) markDisk() error {
 	if !todo {
 		return nil
 	}
-	if f == nil {
-		var err error
-		if f, err = b.openFileDisk(); err != nil {
-			return err
-		}
-	}
 	if !b.synced {
+		if f == nil {
+			var err error
+			if f, err = b.openFileDisk(); err != nil {
+				return err
+			}
+		}
 		if err := f.Sync(); err != nil {
 			return fmt.Errorf("%w: %w", errSync, err)
 		}
@@ -252,7 +252,7 @@ func (b *Blob) markDisk() error {
 	if err := b.store.vol.syncPath(b.dir()); err != nil {
 		return err
 	}
-	b.marked = true
+	b.marked, b.found = true, false
 	return nil
 }
 
@@ -336,7 +336,10 @@ func (b *Blob) idleDisk() error {
 func (b *Blob) shut() error {
 	b.disk.Lock()
 	defer b.disk.Unlock()
-	err := b.markDisk()
+	var err error
+	if !b.found { // else nobody used it, and there may be thousands
+		err = b.markDisk()
+	}
 	if errors.Is(err, errSync) {
 		b.store.log.Error("blob is damaged; dropping it", zap.Stringer("digest", b.digest), zap.Error(err))
 		b.mu.Lock()

@@ -142,7 +142,7 @@ func (b *Blob) unnameDisk() error {
 	if absent(err) != nil {
 		return fmt.Errorf("take the seal back: %w", err)
 	}
-	b.named, b.synced, b.marked = false, false, false
+	b.named, b.synced, b.marked, b.found = false, false, false, false
 	return nil
 }
 

@@ -44,9 +44,17 @@ func (s *Store) Reserved() int64 {
 	return s.used
 }
 
-// OnDisk lists the blobs of which the disk says that they are sealed: what no crash may
-// lose.
+// OnDisk lists the blobs of which the disk says that they are sealed.
 func (s *Store) OnDisk() []blob.Digest {
+	return s.which(func(b *Blob) bool { return b.marked || b.found })
+}
+
+// Durable lists those of them that no power cut may lose.
+func (s *Store) Durable() []blob.Digest {
+	return s.which(func(b *Blob) bool { return b.marked })
+}
+
+func (s *Store) which(is func(*Blob) bool) []blob.Digest {
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.blobs))
 	s.mu.Unlock()
@@ -54,7 +62,7 @@ func (s *Store) OnDisk() []blob.Digest {
 	for _, b := range all {
 		b.disk.Lock()
 		b.mu.Lock()
-		if b.marked && b.sealed && b.err == nil {
+		if is(b) && b.sealed && b.err == nil {
 			on = append(on, b.digest)
 		}
 		b.mu.Unlock()
@@ -62,6 +70,9 @@ func (s *Store) OnDisk() []blob.Digest {
 	}
 	return on
 }
+
+// Untap has the store do its operations as it does outside of tests. Nobody uses it now.
+func (s *Store) Untap() { s.vol.tap = nil }
 
 // FakeDisk has the store believe that its file system is as disk says.
 func (s *Store) FakeDisk(disk func() (Disk, error)) { s.disk = disk }

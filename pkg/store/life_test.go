@@ -115,17 +115,18 @@ func (l *life) step(step, i int) {
 }
 
 func (l *life) look(i int) {
-	on := l.s.OnDisk()
+	on := l.s.Durable()
 	if !l.alive() {
 		return
 	}
 	for k, c := range l.contents {
 		is := slices.Contains(on, c.Digest)
-		if l.committed[k] && !is {
+		sealed := slices.ContainsFunc(l.s.Blobs(), func(i store.Info) bool { return i.Digest == c.Digest && i.Sealed })
+		if l.committed[k] && !sealed {
 			l.t.Errorf("%s of %d bytes is not on the disk any more", c.Digest, c.Size())
 		}
-		l.committed[k] = is
-		l.forged[k] = l.forged[k] && !is
+		l.committed[k] = l.committed[k] || is
+		l.forged[k] = l.forged[k] && !sealed
 	}
 	if b, ok := l.s.Get(l.contents[i].Digest); ok {
 		l.read(b, i)

@@ -91,7 +91,8 @@ func (b *Blob) openFileDisk() (*file, error) {
 
 // load brings the chain into memory, and on the first time what the sidecar says
 // is held. The caller has a reference, so that the chain stays. The error wraps
-// ErrDamaged when the sidecar is of no use; the blob is then dropped.
+// ErrDamaged when the sidecar is of no use; the blob is then dropped. A sealed blob
+// stays, without its links, when the disk does not give the sidecar back this time.
 func (b *Blob) load() error {
 	b.mu.Lock()
 	done, err := b.chain != nil, b.err
@@ -102,7 +103,8 @@ func (b *Blob) load() error {
 	b.disk.Lock()
 	err = b.loadDisk()
 	b.disk.Unlock()
-	if err == nil || isScarcity(err) || errors.Is(err, ErrClosed) || errors.Is(err, ErrRemoved) {
+	useless := errors.Is(err, errCorrupt) || errors.Is(err, errVersion) || errors.Is(err, fs.ErrNotExist)
+	if err == nil || isScarcity(err) || errors.Is(err, ErrClosed) || errors.Is(err, ErrRemoved) || b.Sealed() && !useless {
 		return err
 	}
 	return b.damaged(err)

@@ -60,7 +60,7 @@ func TestPowerCut(t *testing.T) {
 func TestPowerCutAtRandom(t *testing.T) {
 	t.Parallel()
 	contents := killable(t)
-	cuts, seed := variable(t, cutsVariable, "500"), uint64(variable(t, seedVariable, "1"))
+	cuts, seed := variable(t, cutsVariable, "300"), uint64(variable(t, seedVariable, "1"))
 	for n := 0; n < cuts; seed++ {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		l := newLife(t, rng, contents)
@@ -103,7 +103,7 @@ func TestPinBeforeTheSeal(t *testing.T) {
 		}
 		l.again(dir)
 		b = create(t, l.s, c)
-		if err := b.Extend(1, c.Piece(1)); err != nil || !b.Sealed() {
+		if err := errors.Join(b.Verify(t.Context()), b.Extend(1, c.Piece(1))); err != nil || !b.Sealed() {
 			t.Fatalf("not sealed: %v", err)
 		}
 		if err := l.s.Pin(c.Digest); err != nil {

@@ -131,6 +131,9 @@ func (b *Blob) readFile(f *file, p []byte, off int64) (int, error) {
 func (b *Blob) lose(i int, cause error) error {
 	err := fmt.Errorf("store: read piece %d of %s: %w: %w", i, b.digest, ErrDamaged, cause)
 	if err := b.load(); err != nil {
+		if b.Sealed() && !isScarcity(err) {
+			return b.damaged(err) // neither piece nor links
+		}
 		return err
 	}
 	b.disk.Lock()

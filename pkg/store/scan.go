@@ -138,7 +138,13 @@ func (s *Store) adopt(f *found) (*Blob, error) {
 			return nil, err
 		}
 	}
-	b.sealed, b.synced, b.marked, b.loaded = sealed, sealed, sealed, sealed
+	if b.named && !sealed { // pieces are not to be written under a name that may be trusted later
+		if err := s.vol.rename(b.wholePath(), b.partPath()); err != nil {
+			return nil, err
+		}
+		b.named = false
+	}
+	b.sealed, b.synced, b.found, b.loaded = sealed, sealed, sealed, sealed
 	b.changed = info.ModTime()
 	b.frozen = h.shared && b.named
 	b.adopted, b.free = h.adopted && b.frozen, b.frozen
