@@ -15,6 +15,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/e2e"
 	"github.com/damselfly-p2p/damselfly/e2e/cluster"
+	"github.com/damselfly-p2p/damselfly/e2e/process"
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
@@ -194,7 +195,7 @@ func (b *bench) exchange(ctx context.Context, r *report, f *far) (err error) {
 	remove := func() error { return os.Remove(file) }
 	buf := make([]byte, largeWrite)
 	data := noise(e.layout.PieceLength())
-	stop, err := startProfile(b.profileOf("near.pprof"))
+	stop, err := process.ProfileSelf(b.profileOf("near.pprof"))
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/pprof"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,33 +72,4 @@ func elsewhere() (time.Duration, error) {
 		sum -= time.Duration(u.Utime.Nano() + u.Stime.Nano())
 	}
 	return sum, nil
-}
-
-// machine says on what the figures were measured.
-func machine() string {
-	var u unix.Utsname
-	var i unix.Sysinfo_t
-	if unix.Uname(&u) != nil || unix.Sysinfo(&i) != nil {
-		return "unknown"
-	}
-	return fmt.Sprintf("%d cores, %d GiB of memory, Linux %s %s, %s", runtime.NumCPU(), i.Totalram*uint64(i.Unit)>>30,
-		unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, runtime.Version())
-}
-
-// startProfile profiles this process into a file, until stop. "" does nothing.
-func startProfile(file string) (stop func() error, err error) {
-	if file == "" {
-		return func() error { return nil }, nil
-	}
-	f, err := os.Create(file)
-	if err != nil {
-		return nil, err
-	}
-	if err := pprof.StartCPUProfile(f); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() error {
-		pprof.StopCPUProfile()
-		return f.Close()
-	}, nil
 }

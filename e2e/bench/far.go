@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/damselfly-p2p/damselfly/e2e/process"
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
@@ -44,7 +45,7 @@ func newFar() *cobra.Command {
 	c := &cobra.Command{
 		Use: "far", Short: "The other end, which bench starts itself", Args: cobra.NoArgs, Hidden: true,
 		RunE: func(c *cobra.Command, _ []string) error {
-			stop, err := startProfile(profile)
+			stop, err := process.ProfileSelf(profile)
 			if err != nil {
 				return err
 			}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/damselfly-p2p/damselfly/e2e/process"
 )
 
 // The rows.
@@ -69,7 +71,7 @@ type bar struct {
 }
 
 func newReport(o options) *report {
-	return &report{Machine: machine(), Bytes: o.bytes, Rounds: o.rounds, Ratios: map[string]float64{},
+	return &report{Machine: process.Machine(), Bytes: o.bytes, Rounds: o.rounds, Ratios: map[string]float64{},
 		Allocs: map[string]float64{}, Allocated: map[string]float64{}, Manifest: map[string]latency{}, RSS: map[string]float64{}}
 }
 

@@ -9,15 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
+
+	"github.com/damselfly-p2p/damselfly/e2e/process"
 )
 
 func newTable() *cobra.Command {
@@ -180,7 +179,7 @@ func (t *table) finish(out io.Writer, file string, failed int) error {
 		return err
 	}
 	if file != "" {
-		if err := os.WriteFile(file, []byte(t.markdown(machine())), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(t.markdown("Machine: "+process.Machine()+".")), 0o644); err != nil {
 			return err
 		}
 	}
@@ -211,19 +210,4 @@ func (t *table) markdown(machine string) string {
 			r.CPUSecondsPerGB, float64(r.RSSMaxBytes)/(1<<20), r.OtherCores, l.command())
 	}
 	return b.String()
-}
-
-// machine says on what the figures were measured.
-func machine() string {
-	kernel := "unknown"
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	memory := "unknown"
-	var i unix.Sysinfo_t
-	if unix.Sysinfo(&i) == nil {
-		memory = strconv.FormatUint(i.Totalram*uint64(i.Unit)>>30, 10) + " GiB"
-	}
-	return fmt.Sprintf("Machine: %d cores, %s of memory, Linux %s %s, %s.", runtime.NumCPU(), memory, kernel, runtime.GOARCH, runtime.Version())
 }

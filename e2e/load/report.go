@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"runtime/pprof"
 	"text/tabwriter"
 	"time"
+
+	"github.com/damselfly-p2p/damselfly/e2e/process"
 )
 
 // Report is what was measured. Rates are per second over the measured time, counted
@@ -111,7 +110,7 @@ func (w *world) window(ctx context.Context, s *scheduler, r *Report) error {
 		}
 		profiled <- s.profile(ctx, w.cfg.Profile, w.cfg.For)
 	}()
-	own, err := profileSelf(w.cfg.LoadProfile)
+	own, err := process.ProfileSelf(w.cfg.LoadProfile)
 	if err != nil {
 		return err
 	}
@@ -129,24 +128,6 @@ func (w *world) window(ctx context.Context, s *scheduler, r *Report) error {
 	}
 	w.fill(r, before, after)
 	return nil
-}
-
-// profileSelf profiles the load program until the returned function is called.
-func profileSelf(file string) (stop func() error, err error) {
-	if file == "" {
-		return func() error { return nil }, nil
-	}
-	f, err := os.Create(file)
-	if err != nil {
-		return nil, err
-	}
-	if err := pprof.StartCPUProfile(f); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() error {
-		pprof.StopCPUProfile()
-		return f.Close()
-	}, nil
 }
 
 func (w *world) fill(r *Report, a, b moment) {
