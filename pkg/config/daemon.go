@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -28,14 +29,14 @@ func RunDaemon(c *cobra.Command, cfg any, log *Log, o Options, run func(context.
 		logger.Warn("configuration", zap.String("warning", warning))
 	}
 	return RunUntilSignal(c.Context(), func(ctx context.Context) error {
-		said := make(chan struct{})
-		stop := context.AfterFunc(ctx, func() {
-			defer close(said)
+		stopping := sync.OnceFunc(func() {
 			logger.Info("stopping; a second signal ends the process at once", zap.NamedError("why", context.Cause(ctx)))
 		})
+		stop := context.AfterFunc(ctx, stopping)
 		err := run(ctx, logger)
-		if !stop() {
-			<-said
+		stop()
+		if ctx.Err() != nil { // run may be faster than AfterFunc
+			stopping()
 			logger.Info("stopped")
 		}
 		return err

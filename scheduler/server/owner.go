@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
@@ -167,6 +168,8 @@ func (s *Server) attend(e envelope, now time.Duration) {
 		a.seed, s.retell = e.attend.Address, true
 	}
 	s.streams[node] = a
+	// Not before: whoever is welcome attends, and a stream opened later replaces this one.
+	s.tell(a, item{wire: &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{Protocol: Protocol, Release: s.cfg.Release}}}})
 	if s.told != nil {
 		s.tell(a, item{wire: s.told})
 	}

@@ -163,7 +163,6 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	st := newStream(id, &s.senders, g.Send)
-	st.put([]item{{wire: &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{Protocol: Protocol, Release: s.cfg.Release}}}}})
 	if !s.submit(st, envelope{attend: attend, message: rest}) {
 		return status.Error(codes.Unavailable, "the scheduler is stopping")
 	}
