@@ -25,6 +25,7 @@ type Blob struct {
 	store  *Store
 	digest blob.Digest
 	layout blob.Layout
+	inPart bool // the disk has no room for all of it; set before others know the blob
 
 	// elem, lastUse, used and free belong to the store's mu.
 	elem    *list.Element

@@ -5,6 +5,7 @@ import (
 	"crypto/sha512"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"go.uber.org/zap"
 
@@ -135,8 +136,12 @@ func (b *Blob) admit(i int, next []byte, gen uint64) (bool, error) {
 // write puts a proven piece onto the disk and makes it known.
 func (b *Blob) write(f *file, i int, piece []byte) error {
 	off := b.layout.Offset(i)
-	_, err := f.WriteAt(piece, off)
-	if isFull(err) && b.store.evictForDisk(int64(len(piece))) {
+	err := error(syscall.ENOSPC)
+	if !b.inPart || b.store.roomFor(int64(len(piece))) {
+		_, err = f.WriteAt(piece, off)
+	}
+	// What cannot be kept whole is not worth another blob.
+	if isFull(err) && !b.inPart && b.store.evictForDisk(int64(len(piece))) {
 		_, err = f.WriteAt(piece, off)
 	}
 	switch ended := b.wrote(i, err == nil); {

@@ -83,7 +83,7 @@ func atMost(n, unit uint64) int64 {
 // before the first byte is fetched. Small blobs are not worth a call. The error is
 // one that isFull knows.
 func (b *Blob) setAside(f *file) error {
-	if b.layout.Pieces() < 2 {
+	if b.layout.Pieces() < 2 || b.inPart {
 		return nil
 	}
 	err := f.allocate(b.layout.Size())
@@ -95,6 +95,12 @@ func (b *Blob) setAside(f *file) error {
 		return fmt.Errorf("%d bytes are free for a blob of %d: %w", disk.Free, b.layout.Size(), syscall.ENOSPC)
 	}
 	return nil
+}
+
+// roomFor tells whether n more bytes leave Config.KeepFree of the disk free.
+func (s *Store) roomFor(n int64) bool {
+	disk, err := s.disk()
+	return err == nil && disk.Free-n >= share(disk.Bytes, s.cfg.KeepFree)
 }
 
 // allocate takes the first size bytes of the file on the disk, without changing how

@@ -212,6 +212,46 @@ func TestFullDiskRefusesAtOnce(t *testing.T) {
 	}
 }
 
+// TestDiskTooSmallKeepsAPart: where all of a blob has no room, pieces are kept as long as
+// they leave free what others are to have, and no other blob goes for them.
+func TestDiskTooSmallKeepsAPart(t *testing.T) {
+	disk := store.Disk{Bytes: 10 * pieceLength, Free: 10 * pieceLength, Files: 100, FreeFiles: 50}
+	s, err := store.OpenTapped(store.Config{Dir: t.TempDir(), KeepFree: 20}, nil,
+		func(op store.Operation, data *[]byte, _ int64, do func() error) error {
+			switch {
+			case op.Kind == "allocate" && disk.Free < 6*pieceLength:
+				return syscall.ENOSPC
+			case op.Kind == "write" && len(*data) == pieceLength:
+				disk.Free -= pieceLength
+			}
+			return do()
+		})
+	must(t, err)
+	defer closeStore(t, s)
+	s.FakeDisk(func() (store.Disk, error) { return disk, nil })
+	unused, c := storetest.Random(t, 1, pieceLength), storetest.Random(t, 2, 6*pieceLength)
+	storetest.Fill(t, s, unused)
+	disk.Free = 4*pieceLength + 1 // two too few, two for others
+	b := create(t, s, c)
+	must(t, b.Extend(0, c.Piece(0)))
+	must(t, b.Extend(1, c.Piece(1)))
+	err = b.Extend(2, c.Piece(2))
+	wantError(t, "piece for which there is no room", err, store.ErrNoSpace)
+	if got := holds(s, unused, c); got != "0 1" || disk.Free != 2*pieceLength+1 || b.Have().Count() != 2 {
+		t.Errorf("holds %s, %d bytes are free", got, disk.Free)
+	}
+	disk.Free = 10 * pieceLength
+	for i := 2; i < 6; i++ {
+		must(t, b.Extend(i, c.Piece(i)))
+	}
+	mustRead(t, b, c)
+	b.Release()
+
+	disk.Free = 3*pieceLength - 1
+	_, err = s.Create(storetest.Random(t, 3, 8*pieceLength).Digest, 8*pieceLength)
+	wantError(t, "create where not one piece has room", err, store.ErrNoSpace)
+}
+
 func TestDiscardSparesWhatIsInUse(t *testing.T) {
 	s := storetest.Open(t, store.Config{})
 	c := storetest.Random(t, 1, 100)

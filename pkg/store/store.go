@@ -202,10 +202,12 @@ func (s *Store) Close() error {
 }
 
 // Create returns the blob, held already or new with room for all its bytes set
-// aside, for which unused blobs are evicted. The blob is in use until the caller
-// calls Release. Safe for concurrent use.
+// aside, for which unused blobs are evicted. Where the disk is too small for that, and
+// Config.KeepFree leaves something of it, the blob is kept in part: it takes pieces until
+// Put says ErrNoSpace. The blob is in use until the caller calls Release. Safe for
+// concurrent use.
 //
-// The error wraps ErrNoSpace when there is no room, ErrSize when the blob is held
+// The error wraps ErrNoSpace when there is no room at all, ErrSize when the blob is held
 // with another size (a blob that is not proven and not in use gives way instead),
 // ErrBadDigest for an empty blob whose digest is not that of nothing, ErrRemoved
 // when Remove overtook it, ErrClosed.
@@ -220,7 +222,7 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: create: %w", err)
 	}
-	for evicted := int64(0); ; {
+	for evicted, inPart := int64(0), false; ; {
 		b, fresh, leaving, err := s.reserve(d, layout)
 		if err != nil {
 			return nil, err
@@ -232,6 +234,7 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 			continue
 		}
 		if fresh {
+			b.inPart = inPart
 			err := b.create()
 			if err == nil {
 				s.wakeRun()
@@ -241,10 +244,11 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 				return nil, err
 			}
 			room := s.makeDiskRoom(size, evicted)
-			if room == 0 {
+			if room == 0 && (inPart || !s.roomFor(layout.Length(0))) {
 				s.metrics.refused.Inc()
 				return nil, err
 			}
+			inPart = room == 0
 			evicted += room
 			continue
 		}
