@@ -51,12 +51,8 @@ func fullDisk(ctx context.Context, w *world) error {
 	watch.Wait()
 	var slow time.Duration
 	for i, g := range w.guests {
-		// A blob that finds no room is refused before its first byte.
-		refused, err := g.member.Gauge(ctx, "damselfly_cache_refused_total")
-		if err != nil {
-			return err
-		}
-		w.must(least[i] < 0.05 || refused > 0, "the disk of %s never was full: %.0f %% were free, and no blob was refused", g.member.Name, 100*least[i])
+		// store.keepFree of it, 10 % by default, is not taken.
+		w.must(least[i] < 0.12, "the disk of %s never was full: %.0f %% were free", g.member.Name, 100*least[i])
 		slow = max(slow, w.nodeTime(g.member.Name))
 	}
 	w.figure("full_ratio", over(slow, w.bound()))
