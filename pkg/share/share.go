@@ -170,7 +170,7 @@ func (s *Sharer) scan(ctx context.Context) error {
 	s.scanned = time.Now()
 	theirs, err := s.list()
 	if err != nil {
-		s.retry = lookEvery
+		s.retryLater()
 		return nil
 	}
 	late := s.release(theirs)
@@ -199,14 +199,16 @@ func (s *Sharer) scan(ctx context.Context) error {
 			return nil
 		}
 	}
-	switch {
-	case !late:
+	if late {
+		s.retryLater()
+	} else {
 		s.retry = 0
-	default:
-		s.retry = max(lookEvery, min(2*s.retry, scanEvery))
 	}
 	return nil
 }
+
+// retryLater has the next scan come by itself, after longer each time.
+func (s *Sharer) retryLater() { s.retry = max(lookEvery, min(2*s.retry, scanEvery)) }
 
 // list is the runtime's blobs: none when its directory is not there, for what it
 // kept on this file system is then deleted. An error says that they are not known.
@@ -222,7 +224,7 @@ func (s *Sharer) list() (map[blob.Digest]fs.DirEntry, error) {
 	for _, algorithm := range algorithms() {
 		entries, err := os.ReadDir(filepath.Join(s.dir, algorithm))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("cannot read the runtime's blobs; trying again", zap.Error(err))
+			s.log.Warn("cannot read the runtime's blobs; trying again. This process must be root to read them", zap.Error(err))
 			return nil, err
 		}
 		for _, e := range entries {

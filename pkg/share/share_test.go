@@ -6,15 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -281,9 +278,9 @@ func TestFileIsWrittenTo(t *testing.T) {
 func TestOneFileCannotBeShared(t *testing.T) {
 	w := newWorld(t, t.TempDir())
 	first, odd, last := storetest.Random(t, 1, 1000), storetest.Random(t, 2, 1000), storetest.Random(t, 3, 1000)
-	tries := 0
+	tries, refused := 0, false
 	w.use(meddler{Store: w.store, refuse: func(d blob.Digest) error {
-		if d != odd.Digest {
+		if !refused || d != odd.Digest {
 			return nil
 		}
 		tries++
@@ -295,6 +292,12 @@ func TestOneFileCannotBeShared(t *testing.T) {
 		w.look()
 		w.look()
 	}
+	w.holds(map[blob.Digest]bool{first.Digest: true, odd.Digest: true, last.Digest: true})
+	refused = true
+	w.must(os.Remove(w.path(odd.Digest)))
+	w.commit(odd.Digest, odd.Data)
+	w.look()
+	w.look()
 	w.holds(map[blob.Digest]bool{first.Digest: true, odd.Digest: false, last.Digest: true})
 	if n := w.logs.FilterMessageSnippet("cannot be shared").Len(); n != 1 || tries != 1 {
 		t.Errorf("said %d times, tried %d times", n, tries)
@@ -333,79 +336,6 @@ func TestBlobOnItsWay(t *testing.T) {
 	if w.retry != 0 {
 		t.Errorf("tried again in %v", w.retry)
 	}
-}
-
-func TestRun(t *testing.T) {
-	w := newWorld(t, t.TempDir())
-	c := storetest.Random(t, 1, 600000)
-	told := make(chan blob.Digest, 1)
-	s := New(w.root, w.store, func(d blob.Digest) { told <- d }, func() bool { return true }, zap.NewNop())
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	w.commit(c.Digest, c.Data)
-	if d := <-told; d != c.Digest {
-		t.Errorf("told %s", d)
-	}
-	w.checkRead(c)
-	cancel()
-	w.must(<-done)
-
-	// Turned off, the store lets go of what only the runtime keeps, once nobody
-	// reads it.
-	b, _ := w.store.Get(c.Digest)
-	ctx, cancel = context.WithTimeout(t.Context(), 10*lookEvery)
-	defer cancel()
-	go func() {
-		done <- New("", releaser{w.store, sync.OnceFunc(b.Release), cancel}, nil, nil, zap.NewNop()).Run(ctx)
-	}()
-	w.must(<-done)
-	w.holds(nil)
-	if n := w.links(c.Digest); n != 1 {
-		t.Errorf("the file has %d names", n)
-	}
-}
-
-// releaser is a store whose user goes once it could not be let go of a blob.
-type releaser struct {
-	*store.Store
-	refused, done func()
-}
-
-func (r releaser) Unshare(d blob.Digest) error {
-	err := r.Store.Unshare(d)
-	if errors.Is(err, store.ErrInUse) {
-		r.refused()
-	} else {
-		r.done()
-	}
-	return err
-}
-
-func TestAnotherFileSystem(t *testing.T) {
-	other, err := os.MkdirTemp("/dev/shm", "damselfly-test-")
-	if err != nil {
-		t.Fatalf("this test needs a second file system at /dev/shm: %v", err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(other) })
-	w := newWorld(t, other)
-	c := storetest.Random(t, 1, 1000)
-	storetest.Fill(t, w.store, c)
-	w.commit(c.Digest, c.Data)
-	if err := w.scan(t.Context()); !errors.Is(err, store.ErrCannotShare) {
-		t.Fatalf("error %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	w.log = w.log.WithOptions(zap.Hooks(func(e zapcore.Entry) error {
-		if strings.HasPrefix(e.Message, "blobs are kept twice on this machine") && e.Level == zap.WarnLevel {
-			cancel()
-		}
-		return nil
-	}))
-	w.must(w.Run(ctx))
-	w.holds(map[blob.Digest]bool{c.Digest: false})
-	w.checkRead(c)
 }
 
 func TestWrongDirectoryIsSaidOnce(t *testing.T) {
