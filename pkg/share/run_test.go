@@ -122,6 +122,31 @@ func TestGivesUpOnce(t *testing.T) {
 	}
 }
 
+// A disk that is full is told of once a try, and not for every blob.
+func TestFullDisk(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	tries, full := 0, true
+	w.use(meddler{Store: w.store, refuse: func(blob.Digest) error {
+		if tries++; full {
+			return store.ErrNoSpace
+		}
+		return nil
+	}})
+	want := map[blob.Digest]bool{}
+	for i := range uint64(3) {
+		c := storetest.Random(t, i, 1000)
+		w.commit(c.Digest, c.Data)
+		want[c.Digest] = true
+	}
+	w.look()
+	if said := w.logs.Len(); tries != 1 || said != 1 || w.retry == 0 {
+		t.Errorf("tried %d times, said %d times, tried again in %v", tries, said, w.retry)
+	}
+	full = false
+	w.look()
+	w.holds(want)
+}
+
 // A directory that cannot be read is looked at less and less often.
 func TestUnreadableDirectory(t *testing.T) {
 	w := newWorld(t, t.TempDir())

@@ -183,6 +183,10 @@ func (s *Sharer) scan(ctx context.Context) error {
 	for _, c := range s.candidates(theirs) {
 		done, read, err := s.share(ctx, c)
 		switch {
+		case errors.Is(err, store.ErrNoSpace): // nor for the next
+			s.log.Warn("cannot share files of the runtime; trying again", zap.Stringer("digest", c.digest), zap.Error(err))
+			s.retryLater()
+			return nil
 		case err != nil:
 			return err
 		case !done:
@@ -307,7 +311,7 @@ func (s *Sharer) share(ctx context.Context, c candidate) (done, read bool, err e
 		return true, read, nil
 	case ctx.Err() != nil:
 		return false, read, fmt.Errorf("share: %w", context.Cause(ctx))
-	case errors.Is(err, store.ErrCannotShare) && !s.works:
+	case errors.Is(err, store.ErrCannotShare) && !s.works, errors.Is(err, store.ErrNoSpace):
 		return false, read, err
 	case errors.Is(err, store.ErrCannotShare): // others could be shared, so it is this file alone
 		s.settled[c.digest] = verdict{file: c.file, useless: true}
