@@ -5,7 +5,8 @@
 set -eu
 
 if [ $# -eq 0 ]; then
-	for pair in containerd:containerd docker.io:dockerd runc:runc podman:podman skopeo:skopeo; do
+	for pair in containerd:containerd docker.io:dockerd runc:runc podman:podman skopeo:skopeo \
+		btrfs-progs:mkfs.btrfs e2fsprogs:mkfs.ext4 xfsprogs:mkfs.xfs; do
 		command -v "${pair#*:}" >/dev/null || set -- "$@" "${pair%%:*}"
 	done
 	[ $# -gt 0 ] || exit 0

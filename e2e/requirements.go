@@ -103,6 +103,10 @@ func packages() map[string][]string {
 		"podman":     {"podman"},
 		"skopeo":     {"skopeo"},
 		"util-linux": {"mount"},
+		// Disks to share blobs on.
+		"btrfs-progs": {"mkfs.btrfs", "btrfs"},
+		"e2fsprogs":   {"mkfs.ext4"},
+		"xfsprogs":    {"mkfs.xfs"},
 	}
 }
 

@@ -63,18 +63,23 @@ type Sharer struct {
 	stamps  map[string]time.Time // when each directory had changed last, as of the last scan
 	scanned time.Time            // when it began
 	retry   time.Duration        // how long to wait for what could not be done yet; 0: nothing
-	// settled is what needs no second try while the runtime keeps it: adopted once,
-	// or of no use.
+	// settled is what needs no second try while the runtime keeps the same file.
 	settled map[blob.Digest]verdict
+	works   bool // a file has been shared, so that mounts and file systems allow it
 	absent  bool // there was no content store at the last look
 }
 
-type verdict int
+// verdict is what became of a file: shared once, and not again when somebody has
+// removed it from the store, or of no use.
+type verdict struct {
+	file    fs.FileInfo
+	useless bool
+}
 
-const (
-	adopted verdict = iota + 1 // not again when somebody has removed it from the store
-	useless
-)
+// of tells whether the verdict is of this very file, and it has not changed since.
+func (v verdict) of(file fs.FileInfo) bool {
+	return v.file != nil && os.SameFile(v.file, file) && v.file.ModTime().Equal(file.ModTime())
+}
 
 // New returns a Sharer for the runtime whose root directory is root, such as
 // /var/lib/containerd. tell hears of each blob that the store holds without a task;
@@ -92,23 +97,22 @@ func New(root string, st Store, tell func(blob.Digest), busy func() bool, log *z
 }
 
 // Run shares until ctx ends, and returns nil then. Where the store and the runtime
-// cannot share bytes it says so once and waits.
+// cannot share bytes it says so once, lets go of what they shared, and waits: mounts
+// change with a restart.
 func (s *Sharer) Run(ctx context.Context) error {
-	if s.dir == "" {
-		s.release(nil)
-		<-ctx.Done()
-		return nil
-	}
+	over := s.dir == ""
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		for s.due() && ctx.Err() == nil {
+		for !over && s.due() && ctx.Err() == nil {
 			if err := s.scan(ctx); errors.Is(err, store.ErrCannotShare) {
-				s.log.Info("blobs are kept twice on this machine", zap.String("runtime", s.dir), zap.Error(err))
-				s.release(nil)
-				<-ctx.Done()
-				return nil
+				s.log.Warn("blobs are kept twice on this machine; not trying again before a restart", zap.String("runtime", s.dir), zap.Error(err))
+				over = true
 			}
+		}
+		if over && !s.release(nil) {
+			<-ctx.Done()
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -152,8 +156,8 @@ func stamp(dir string) time.Time {
 type candidate struct {
 	digest blob.Digest
 	path   string
-	held   bool // whole, in a file of the store's own
-	time   time.Time
+	held   bool // whole; in a file of the store's own, unless it is shared already
+	file   fs.FileInfo
 }
 
 // scan brings the store up to what the runtime has. It ends early when the runtime
@@ -166,7 +170,7 @@ func (s *Sharer) scan(ctx context.Context) error {
 	s.scanned = time.Now()
 	theirs, err := s.list()
 	if err != nil {
-		s.retry = lookEvery
+		s.retryLater()
 		return nil
 	}
 	late := s.release(theirs)
@@ -177,11 +181,18 @@ func (s *Sharer) scan(ctx context.Context) error {
 		}
 	}()
 	for _, c := range s.candidates(theirs) {
-		switch done, err := s.share(ctx, c); {
+		done, read, err := s.share(ctx, c)
+		switch {
+		case errors.Is(err, store.ErrNoSpace): // nor for the next
+			s.log.Warn("cannot share files of the runtime; trying again", zap.Stringer("digest", c.digest), zap.Error(err))
+			s.retryLater()
+			return nil
 		case err != nil:
 			return err
 		case !done:
 			late = true
+			continue
+		case !read:
 			continue
 		case c.held:
 			replaced++
@@ -192,14 +203,16 @@ func (s *Sharer) scan(ctx context.Context) error {
 			return nil
 		}
 	}
-	switch {
-	case !late:
+	if late {
+		s.retryLater()
+	} else {
 		s.retry = 0
-	default:
-		s.retry = max(lookEvery, min(2*s.retry, scanEvery))
 	}
 	return nil
 }
+
+// retryLater has the next scan come by itself, after longer each time.
+func (s *Sharer) retryLater() { s.retry = max(lookEvery, min(2*s.retry, scanEvery)) }
 
 // list is the runtime's blobs: none when its directory is not there, for what it
 // kept on this file system is then deleted. An error says that they are not known.
@@ -215,7 +228,7 @@ func (s *Sharer) list() (map[blob.Digest]fs.DirEntry, error) {
 	for _, algorithm := range algorithms() {
 		entries, err := os.ReadDir(filepath.Join(s.dir, algorithm))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("cannot read the runtime's blobs; trying again", zap.Error(err))
+			s.log.Warn("cannot read the runtime's blobs; trying again. This process must be root to read them", zap.Error(err))
 			return nil, err
 		}
 		for _, e := range entries {
@@ -227,16 +240,16 @@ func (s *Sharer) list() (map[blob.Digest]fs.DirEntry, error) {
 	return theirs, nil
 }
 
-// release makes the store let go of what the runtime has let go of. It tells
-// whether some of that has to wait.
+// release makes the store let go of what the runtime has let go of, or has only in a
+// file of no use. It tells whether some of that has to wait.
 func (s *Sharer) release(theirs map[blob.Digest]fs.DirEntry) (late bool) {
 	for _, info := range s.store.Blobs() {
-		if theirs[info.Digest] != nil || !info.Shared {
+		if !info.Shared || theirs[info.Digest] != nil && !s.settled[info.Digest].useless {
 			continue
 		}
 		err := s.store.Unshare(info.Digest)
 		if err != nil && !errors.Is(err, store.ErrInUse) {
-			s.log.Warn("cannot let go of a blob that the runtime has let go of", zap.Stringer("digest", info.Digest), zap.Error(err))
+			s.log.Warn("cannot let go of a blob that the runtime does not keep any more", zap.Stringer("digest", info.Digest), zap.Error(err))
 		}
 		late = late || err != nil
 	}
@@ -248,8 +261,9 @@ func (s *Sharer) release(theirs map[blob.Digest]fs.DirEntry) (late bool) {
 	return late
 }
 
-// candidates lists what is not shared yet: first what takes its room twice, then
-// what the runtime got last.
+// candidates lists what is not shared yet, as far as is known: first what takes its
+// room twice, then what the runtime got last. A blob that shared a file which the
+// runtime has replaced since takes its room twice too.
 func (s *Sharer) candidates(theirs map[blob.Digest]fs.DirEntry) []candidate {
 	held := map[blob.Digest]store.Info{}
 	for _, info := range s.store.Blobs() {
@@ -257,15 +271,15 @@ func (s *Sharer) candidates(theirs map[blob.Digest]fs.DirEntry) []candidate {
 	}
 	var out []candidate
 	for d, e := range theirs {
+		file, err := e.Info()
+		if err != nil {
+			continue // it has just gone
+		}
 		info, ok := held[d]
-		if info.Shared || s.settled[d] == useless || !ok && s.settled[d] == adopted {
+		if last := s.settled[d]; last.of(file) && (last.useless || info.Shared || !ok) {
 			continue
 		}
-		c := candidate{digest: d, path: filepath.Join(s.dir, d.Algorithm(), d.Hex()), held: info.Sealed}
-		if file, err := e.Info(); err == nil {
-			c.time = file.ModTime()
-		}
-		out = append(out, c)
+		out = append(out, candidate{digest: d, path: filepath.Join(s.dir, d.Algorithm(), d.Hex()), held: info.Sealed, file: file})
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
 		if a.held != b.held {
@@ -274,39 +288,45 @@ func (s *Sharer) candidates(theirs map[blob.Digest]fs.DirEntry) []candidate {
 			}
 			return 1
 		}
-		return cmp.Or(b.time.Compare(a.time), cmp.Compare(a.digest, b.digest))
+		return cmp.Or(b.file.ModTime().Compare(a.file.ModTime()), cmp.Compare(a.digest, b.digest))
 	})
 	return out
 }
 
-// share shares one file. It tells whether that is settled now; the error is one
-// that ends the scan.
-func (s *Sharer) share(ctx context.Context, c candidate) (done bool, err error) {
-	err = s.store.Share(ctx, c.digest, c.path, s.pace)
+// share shares one file. It tells whether that is settled now, and whether the file
+// was read for it; the error is one that ends the scan.
+func (s *Sharer) share(ctx context.Context, c candidate) (done, read bool, err error) {
+	err = s.store.Share(ctx, c.digest, c.path, func(ctx context.Context, n int64) error {
+		read = true
+		return s.pace(ctx, n)
+	})
 	log := s.log.With(zap.Stringer("digest", c.digest))
 	switch {
 	case err == nil:
-		s.settled[c.digest] = adopted
+		s.settled[c.digest] = verdict{file: c.file}
+		s.works = s.works || read
 		if !c.held {
 			s.tell(c.digest)
 		}
-		return true, nil
+		return true, read, nil
 	case ctx.Err() != nil:
-		return false, fmt.Errorf("share: %w", context.Cause(ctx))
-	case errors.Is(err, store.ErrCannotShare):
-		return false, err
+		return false, read, fmt.Errorf("share: %w", context.Cause(ctx))
+	case errors.Is(err, store.ErrCannotShare) && !s.works, errors.Is(err, store.ErrNoSpace):
+		return false, read, err
+	case errors.Is(err, store.ErrCannotShare): // others could be shared, so it is this file alone
+		s.settled[c.digest] = verdict{file: c.file, useless: true}
+		log.Warn("a file of the runtime cannot be shared; the blob is kept twice", zap.String("file", c.path), zap.Error(err))
 	case errors.Is(err, fs.ErrNotExist):
 		// The runtime's garbage collection was faster; the next scan settles it.
 	case errors.Is(err, store.ErrInUse):
 		log.Debug("a file of the runtime is shared later", zap.Error(err))
 	case errors.Is(err, store.ErrBadDigest):
-		s.settled[c.digest] = useless
+		s.settled[c.digest] = verdict{file: c.file, useless: true}
 		log.Warn("a file of the runtime has not the bytes that its name says; it is not shared. Remove and pull its image again", zap.String("file", c.path))
-		return false, nil
 	default:
 		log.Warn("cannot share a file of the runtime; trying again", zap.Error(err))
 	}
-	return false, nil
+	return false, read, nil
 }
 
 // pace waits as long as n bytes may take.

@@ -8,10 +8,10 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -178,11 +178,19 @@ func TestRottenFileIsNeverHeld(t *testing.T) {
 // meddler is a store to which something happens just before it shares.
 type meddler struct {
 	*store.Store
-	before func(d blob.Digest)
+	refuse func(d blob.Digest) error                // nil: it shares
+	pace   func(ctx context.Context, n int64) error // nil: the caller's
 }
 
 func (m meddler) Share(ctx context.Context, d blob.Digest, path string, pace func(context.Context, int64) error) error {
-	m.before(d)
+	if m.refuse != nil {
+		if err := m.refuse(d); err != nil {
+			return err
+		}
+	}
+	if m.pace != nil {
+		pace = m.pace
+	}
 	return m.Store.Share(ctx, d, path, pace)
 }
 
@@ -192,16 +200,107 @@ func TestFileVanishes(t *testing.T) {
 	gone, stays := storetest.Random(t, 1, 1000), storetest.Random(t, 2, 1000)
 	w.commit(gone.Digest, gone.Data)
 	w.commit(stays.Digest, stays.Data)
-	w.use(meddler{w.store, func(d blob.Digest) {
+	w.use(meddler{Store: w.store, refuse: func(d blob.Digest) error {
 		if d == gone.Digest {
-			w.must(os.Remove(w.path(d)))
+			w.must(os.RemoveAll(w.path(d)))
 		}
+		return nil
 	}})
 	w.look()
 	w.look()
 	w.holds(map[blob.Digest]bool{stays.Digest: true})
 	if n := w.logs.FilterLevelExact(zap.WarnLevel).Len(); n != 0 {
 		t.Errorf("%d warnings of what is as it should be", n)
+	}
+}
+
+// The runtime may delete a blob and get it anew between two looks, or while this
+// process did not run: another file, so that the bytes are there twice.
+func TestFileIsReplaced(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	c := storetest.Random(t, 1, 600000)
+	storetest.Fill(t, w.store, c)
+	for range 2 {
+		for range 2 {
+			w.must(os.RemoveAll(w.path(c.Digest)))
+			w.commit(c.Digest, c.Data)
+			w.look()
+			w.holds(map[blob.Digest]bool{c.Digest: true})
+			if n := w.links(c.Digest); n != 2 {
+				t.Errorf("the file has %d names", n)
+			}
+		}
+		w.must(os.Remove(w.path(c.Digest)))
+		w.commit(c.Digest, c.Data)
+		w.use(w.store) // another process
+		w.look()
+		if n := w.links(c.Digest); n != 2 {
+			t.Errorf("after a restart the file has %d names", n)
+		}
+	}
+	// A restart alone reads nothing.
+	w.use(meddler{Store: w.store, pace: func(context.Context, int64) error { return errors.New("it is read again") }})
+	w.look()
+	w.holds(map[blob.Digest]bool{c.Digest: true})
+	if n := w.logs.Len(); n != 0 {
+		t.Errorf("%d lines in the log of nothing new", n)
+	}
+	if len(w.told) != 0 {
+		t.Errorf("told of %v, which was held", w.told)
+	}
+}
+
+// A hard link changes with the runtime's file: it is given up, and the file is used
+// again when it is right.
+func TestFileIsWrittenTo(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	c := storetest.Random(t, 1, 600000)
+	w.commit(c.Digest, c.Data)
+	w.look()
+	w.holds(map[blob.Digest]bool{c.Digest: true})
+	bad := slices.Clone(c.Data)
+	bad[5] ^= 1
+	for _, now := range [][]byte{bad, c.Data} {
+		w.must(os.WriteFile(w.path(c.Digest), now, 0o444))
+		later := time.Now().Add(time.Minute)
+		w.must(os.Chtimes(w.path(c.Digest), later, later))
+		w.look()
+	}
+	w.holds(map[blob.Digest]bool{c.Digest: true})
+	w.checkRead(c)
+	if n := w.logs.FilterMessageSnippet("has not the bytes").Len(); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// One file that cannot be shared, such as one that is immutable, ends the sharing of
+// no other.
+func TestOneFileCannotBeShared(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	first, odd, last := storetest.Random(t, 1, 1000), storetest.Random(t, 2, 1000), storetest.Random(t, 3, 1000)
+	tries, refused := 0, false
+	w.use(meddler{Store: w.store, refuse: func(d blob.Digest) error {
+		if !refused || d != odd.Digest {
+			return nil
+		}
+		tries++
+		return store.ErrCannotShare
+	}})
+	storetest.Fill(t, w.store, odd)
+	for _, c := range []*storetest.Content{first, odd, last} {
+		w.commit(c.Digest, c.Data)
+		w.look()
+		w.look()
+	}
+	w.holds(map[blob.Digest]bool{first.Digest: true, odd.Digest: true, last.Digest: true})
+	refused = true
+	w.must(os.Remove(w.path(odd.Digest)))
+	w.commit(odd.Digest, odd.Data)
+	w.look()
+	w.look()
+	w.holds(map[blob.Digest]bool{first.Digest: true, odd.Digest: false, last.Digest: true})
+	if n := w.logs.FilterMessageSnippet("cannot be shared").Len(); n != 1 || tries != 1 {
+		t.Errorf("said %d times, tried %d times", n, tries)
 	}
 }
 
@@ -237,58 +336,6 @@ func TestBlobOnItsWay(t *testing.T) {
 	if w.retry != 0 {
 		t.Errorf("tried again in %v", w.retry)
 	}
-}
-
-func TestRun(t *testing.T) {
-	w := newWorld(t, t.TempDir())
-	c := storetest.Random(t, 1, 600000)
-	told := make(chan blob.Digest, 1)
-	s := New(w.root, w.store, func(d blob.Digest) { told <- d }, func() bool { return true }, zap.NewNop())
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	w.commit(c.Digest, c.Data)
-	if d := <-told; d != c.Digest {
-		t.Errorf("told %s", d)
-	}
-	w.checkRead(c)
-	cancel()
-	w.must(<-done)
-
-	// Turned off, the store lets go of what only the runtime keeps.
-	ctx, cancel = context.WithCancel(t.Context())
-	cancel()
-	w.must(New("", w.store, nil, nil, zap.NewNop()).Run(ctx))
-	w.holds(nil)
-	if n := w.links(c.Digest); n != 1 {
-		t.Errorf("the file has %d names", n)
-	}
-}
-
-func TestAnotherFileSystem(t *testing.T) {
-	other, err := os.MkdirTemp("/dev/shm", "damselfly-test-")
-	if err != nil {
-		t.Fatalf("this test needs a second file system at /dev/shm: %v", err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(other) })
-	w := newWorld(t, other)
-	c := storetest.Random(t, 1, 1000)
-	storetest.Fill(t, w.store, c)
-	w.commit(c.Digest, c.Data)
-	if err := w.scan(t.Context()); !errors.Is(err, store.ErrCannotShare) {
-		t.Fatalf("error %v", err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	w.log = w.log.WithOptions(zap.Hooks(func(e zapcore.Entry) error {
-		if e.Message == "blobs are kept twice on this machine" && e.Level == zap.InfoLevel {
-			cancel()
-		}
-		return nil
-	}))
-	w.must(w.Run(ctx))
-	w.holds(map[blob.Digest]bool{c.Digest: false})
-	w.checkRead(c)
 }
 
 func TestWrongDirectoryIsSaidOnce(t *testing.T) {

@@ -32,9 +32,9 @@ var (
 	ErrNoSpace = errors.New("no space in the store")
 	// ErrMissing: a piece that was asked for is not held, or not to be served yet.
 	ErrMissing = errors.New("piece is not held")
-	// ErrCannotShare: the store and the file are not where they can share bytes.
-	ErrCannotShare = errors.New("the store and the runtime's files cannot share bytes: " +
-		"they must be on one file system, and for hard links below one mount of it; see README.md")
+	// ErrCannotShare: the store and the file are not where they can share bytes. What
+	// wraps it says what keeps them from it, and what to do.
+	ErrCannotShare = errors.New("the store and the runtime's files cannot share bytes")
 	// ErrSize: the blob is held with another size.
 	ErrSize = errors.New("blob is held with another size")
 	// ErrBadDigest: the bytes in order do not hash to the digest. It wraps

@@ -22,6 +22,7 @@ type metrics struct {
 	blobs     prometheus.Gauge
 	limit     prometheus.Gauge
 	shared    prometheus.Gauge
+	twice     prometheus.Gauge
 	passes    prometheus.Gauge
 	scrubbed  prometheus.Counter
 	rotten    prometheus.Counter
@@ -38,6 +39,7 @@ func newMetrics(reg prometheus.Registerer, disk func() (Disk, error)) (*metrics,
 		blobs:    gauge("damselfly_cache_blobs", "Blobs in the store, whole or in part; each takes two inodes."),
 		limit:    gauge("damselfly_cache_limit_bytes", "Most bytes that the store takes; 0 when it has no limit of its own."),
 		shared:   gauge("damselfly_cache_shared_bytes", "Bytes of blobs whose file is the container runtime's too; they take no room of their own."),
+		twice:    gauge("damselfly_cache_kept_twice", "1 when store.share is set and the last file of the container runtime could not be shared, because of mounts or file systems; the log says what to do. 0 otherwise."),
 		passes:   gauge("damselfly_cache_scrub_ended_timestamp_seconds", "When the scrub had last proven every blob again; 0 when it has not since the start."),
 		scrubbed: counter("damselfly_cache_scrubbed_bytes_total", "Bytes of held pieces that were read and proven again by the scrub."),
 		rotten:   counter("damselfly_cache_rotten_pieces_total", "Pieces that the disk lost or changed; they were given up, to be fetched again."),
@@ -84,7 +86,7 @@ func newMetrics(reg prometheus.Registerer, disk func() (Disk, error)) (*metrics,
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return append([]prometheus.Collector{
-		m.bytes, m.blobs, m.limit, m.shared, m.passes, m.scrubbed, m.rotten, m.refused, m.evictions,
+		m.bytes, m.blobs, m.limit, m.shared, m.twice, m.passes, m.scrubbed, m.rotten, m.refused, m.evictions,
 	}, m.disk...)
 }
 

@@ -33,8 +33,9 @@ const shareDir = "share"
 // it. A blob that is not held, or in part and unused, is sealed and held from then
 // on; it leaves with Unshare. A blob that shares the file already is left so.
 //
-// One file is shared at a time; another call waits. pace is called before n bytes are read, and Share ends with its error. It
-// returns ErrCannotShare when the file system does not let two names or two files
+// One file is shared at a time; another call waits. pace is called before n bytes are
+// read, not at all when the blob shares the file already, and Share ends with its error.
+// It returns ErrCannotShare when the file system does not let two names or two files
 // share bytes; ErrInUse when the file is still writable, or the blob is on its way
 // here; ErrBadDigest when the file's bytes are not d's; fs.ErrNotExist when the
 // file has gone; ErrNoSpace and errors of the disk. All of these are wrapped, and
@@ -45,10 +46,15 @@ func (s *Store) Share(ctx context.Context, d blob.Digest, path string, pace func
 	}
 	s.sharing.Lock()
 	defer s.sharing.Unlock()
-	if err := s.shareFile(ctx, d, path, pace); err != nil {
-		return fmt.Errorf("store: share %s: %w", d, full(err))
+	err := s.shareFile(ctx, d, path, pace)
+	switch {
+	case err == nil:
+		s.metrics.twice.Set(0)
+		return nil
+	case errors.Is(err, ErrCannotShare):
+		s.metrics.twice.Set(1)
 	}
-	return nil
+	return fmt.Errorf("store: share %s: %w", d, full(err))
 }
 
 func (s *Store) shareFile(ctx context.Context, d blob.Digest, from string, pace func(context.Context, int64) error) error {
@@ -65,6 +71,10 @@ func (s *Store) shareFile(ctx context.Context, d blob.Digest, from string, pace 
 		return fmt.Errorf("%s is no file with bytes: %w", from, ErrBadDigest)
 	case before.Mode().Perm()&0o222 != 0:
 		return fmt.Errorf("%s can be written: %w", from, ErrInUse)
+	}
+	// One whose file was written to goes first: of a hard link, ours is theirs.
+	if b, ok := s.Peek(d); ok {
+		b.Release()
 	}
 	if done, err := s.shares(d, before); done || err != nil {
 		return err

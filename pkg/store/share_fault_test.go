@@ -121,7 +121,11 @@ func TestShareAcrossFileSystems(t *testing.T) {
 	theirs := runtimeFile(t, other, c.Data)
 	s := storetest.Open(t, store.Config{})
 	storetest.Fill(t, s, c)
-	wantError(t, "share", s.Share(t.Context(), c.Digest, theirs, noPace), store.ErrCannotShare)
+	err = s.Share(t.Context(), c.Digest, theirs, noPace)
+	wantError(t, "share", err, store.ErrCannotShare)
+	if err == nil || !strings.Contains(err.Error(), "two file systems, /dev/shm and /") {
+		t.Errorf("it does not say which file systems: %v", err)
+	}
 	b, _ := s.Get(c.Digest)
 	mustRead(t, b, c)
 	b.Release()
