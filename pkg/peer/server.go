@@ -65,6 +65,8 @@ type Tasks interface {
 	Meet(blob.Digest, Holder)
 	// Company is how this node stands to a blob, and who else is after it.
 	Company(blob.Digest) Company
+	// Given hears that another node is sent pieces from now on, which are held.
+	Given(blob.Digest, blob.Run)
 }
 
 // Company is how a node stands to a blob: it reads the origin, a client of it waits;
@@ -257,6 +259,7 @@ func (s *Server) pieces(b *store.Blob, req *damselflyv1.ReadRequest) iter.Seq[in
 	if req.GetRun() != nil {
 		run := runOf(req.GetRun())
 		s.sends.add(b.Digest(), b.Layout().Pieces(), run)
+		s.tasks.Given(b.Digest(), run)
 		return func(yield func(int) bool) {
 			for i := run.First; i < run.End() && yield(i); i++ {
 			}
@@ -268,7 +271,11 @@ func (s *Server) pieces(b *store.Blob, req *damselflyv1.ReadRequest) iter.Seq[in
 			asked.Set(i)
 		}
 	}
-	return slices.Values(s.sends.least(b.Digest(), asked, int(max(req.GetMost(), 1))))
+	chosen := s.sends.least(b.Digest(), asked, int(max(req.GetMost(), 1)))
+	for _, i := range chosen {
+		s.tasks.Given(b.Digest(), blob.Run{First: i, Count: 1})
+	}
+	return slices.Values(chosen)
 }
 
 func (s *Server) sendPiece(t *turn, i int) error {

@@ -222,6 +222,7 @@ func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header ht
 		defer close(line)
 		defer func() { _ = body.Close() }() // read to where it was wanted
 		for i := run.First; i < run.End(); i++ {
+			t.lead.wait(ctx)
 			buf := m.buffer(int(l.PieceLength()))
 			*buf = (*buf)[:l.Length(i)]
 			if _, err := io.ReadFull(body, *buf); err != nil {
@@ -243,6 +244,7 @@ func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header ht
 			if err = t.blob.Extend(i, *buf); err == nil {
 				n += int64(len(*buf))
 				m.bytes.WithLabelValues("origin").Add(float64(len(*buf)))
+				t.lead.read(i)
 				m.have(t, i, true)
 			} else {
 				cancel()

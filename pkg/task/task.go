@@ -135,6 +135,7 @@ type task struct {
 	alone    *alone          // what it fetches by itself; nil while a scheduler decides
 	liars    map[string]bool // nodes that told wrong links or sent wrong bytes, by ID
 	broken   int             // how often the origin's bytes missed the digest
+	lead     *lead           // how far its reads of the origin are ahead; nil but on a seed
 }
 
 // running is a lease that is carried out.
@@ -261,7 +262,7 @@ func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*tas
 	t := &task{
 		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1),
 		claim: claim{ref, header}, wanted: blob.NewBitmap(b.Layout().Pieces()),
-		leases: map[uint64]running{}, liars: map[string]bool{}, idle: time.Now(),
+		leases: map[uint64]running{}, liars: map[string]bool{}, idle: time.Now(), lead: m.lead(b.Layout()),
 	}
 	b.Acquire()
 	m.tasks[t.digest] = t

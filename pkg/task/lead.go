@@ -1,0 +1,128 @@
+package task
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
+// How far a seed's read of the origin runs ahead of the nodes that it reads for.
+const (
+	// leastLead is what it may have that no other node was given, in bytes; where nodes
+	// take more, what they take in leadTime.
+	leastLead = 4 << 20
+	leadTime  = 500 * time.Millisecond
+	// leadPatience is how long it waits for them to take something new. Nodes that take
+	// nothing, or that are not there, keep no read from its end.
+	leadPatience = 250 * time.Millisecond
+	// leadWindow is over how long what they take is measured.
+	leadWindow = time.Second
+)
+
+// lead holds a read of the origin back while nodes are behind it. What a seed has
+// given to nobody is lost to the cluster with the seed, and the origin sends it again.
+// nil holds nothing back. Safe for concurrent use.
+type lead struct {
+	layout blob.Layout
+
+	mu      sync.Mutex
+	given   *blob.Bitmap // pieces that another node was given
+	ahead   int64        // bytes read that nobody was given
+	last    time.Time    // when somebody was given something new
+	since   time.Time    // when the present window began
+	now     int64        // bytes given in it
+	before  int64        // and in the one before
+	changed chan struct{}
+}
+
+// lead is the lead of a new task: a node reads for its own client, too, and has none.
+func (m *Manager) lead(l blob.Layout) *lead {
+	if !m.cfg.Seed {
+		return nil
+	}
+	return newLead(l)
+}
+
+func newLead(l blob.Layout) *lead {
+	return &lead{layout: l, given: blob.NewBitmap(l.Pieces()), changed: make(chan struct{})}
+}
+
+// read notes that piece i has come from the origin.
+func (l *lead) read(i int) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.given.Has(i) {
+		l.ahead += l.layout.Length(i)
+	}
+}
+
+// give notes that another node is given the pieces of run, which are held.
+func (l *lead) give(run blob.Run) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now, fresh := time.Now(), int64(0)
+	for i := max(run.First, 0); i < min(run.End(), l.layout.Pieces()); i++ {
+		if l.given.Set(i) {
+			fresh += l.layout.Length(i)
+		}
+	}
+	if fresh == 0 {
+		return
+	}
+	if passed := now.Sub(l.since); passed >= leadWindow {
+		l.before = 0
+		if passed < 2*leadWindow {
+			l.before = l.now
+		}
+		l.now, l.since = 0, now
+	}
+	l.now += fresh
+	l.ahead = max(0, l.ahead-fresh)
+	l.last = now
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// wait returns when the next piece may be read, or ctx has ended.
+func (l *lead) wait(ctx context.Context) {
+	if l == nil {
+		return
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		l.mu.Lock()
+		most := max(leastLead, int64(float64(max(l.now, l.before))*leadTime.Seconds()/leadWindow.Seconds()))
+		rest := leadPatience - time.Since(l.last)
+		changed, held := l.changed, l.ahead >= most && rest > 0
+		l.mu.Unlock()
+		if !held {
+			return
+		}
+		timer.Reset(rest)
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-timer.C:
+		}
+	}
+}
+
+// Given implements peer.Tasks.
+func (m *Manager) Given(d blob.Digest, run blob.Run) {
+	m.mu.Lock()
+	t := m.tasks[d]
+	m.mu.Unlock()
+	if t != nil {
+		t.lead.give(run)
+	}
+}

@@ -1,0 +1,112 @@
+package task
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
+// readAll reads pieces as fast as lead lets it, until ctx ends or all are read, and
+// returns how many it has read.
+func readAll(ctx context.Context, l *lead, pieces int) (read func() int) {
+	n := make(chan int, 1)
+	n <- 0
+	go func() {
+		for i := range pieces {
+			l.wait(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			l.read(i)
+			<-n
+			n <- i + 1
+		}
+	}()
+	return func() int {
+		synctest.Wait()
+		got := <-n
+		n <- got
+		return got
+	}
+}
+
+func newTestLead(t *testing.T, size int64) *lead {
+	t.Helper()
+	l, err := blob.NewLayout(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newLead(l)
+}
+
+// A read of the origin stays within its lead of the nodes that take what it brings, at
+// any rate of theirs.
+func TestLeadIsBounded(t *testing.T) {
+	for name, every := range map[string]time.Duration{"10 MB/s": 25 * time.Millisecond, "250 MB/s": time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newTestLead(t, 1<<30)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				l.give(blob.Run{Count: 1})
+				read := readAll(ctx, l, l.layout.Pieces())
+				perSecond := int64(time.Second/every) * l.layout.PieceLength()
+				for given := 1; given < 900; given++ {
+					time.Sleep(every)
+					l.give(blob.Run{First: given, Count: 1})
+					ahead := int64(read()-given) * l.layout.PieceLength()
+					if most := max(leastLead, perSecond/2) + l.layout.PieceLength(); ahead > most {
+						t.Fatalf("%d bytes ahead after %d pieces, want %d", ahead, given, most)
+					}
+					if ahead < 0 {
+						t.Fatalf("nodes waited for piece %d", given)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What was given again is not news, and nodes that take nothing more hold nothing up.
+func TestLeadIsNotWaitedForInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLead(t, 64<<20)
+		all := l.layout.Pieces()
+		if got := readAll(t.Context(), l, all)(); got != all {
+			t.Errorf("read %d of %d pieces for nobody", got, all)
+		}
+
+		l = newTestLead(t, 64<<20)
+		l.give(blob.Run{Count: 2})
+		read := readAll(t.Context(), l, all)
+		for range 10 {
+			time.Sleep(leadPatience / 11)
+			l.give(blob.Run{Count: 2})
+		}
+		if got := read(); got != 2+int(leastLead/l.layout.PieceLength()) {
+			t.Errorf("read %d pieces ahead of those who take two", got)
+		}
+		time.Sleep(leadPatience / 10)
+		if got := read(); got != all {
+			t.Errorf("read %d of %d pieces after they took nothing new", got, all)
+		}
+	})
+}
+
+func TestLeadEndsWithItsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLead(t, 64<<20)
+		l.give(blob.Run{Count: 1})
+		ctx, cancel := context.WithCancel(t.Context())
+		readAll(ctx, l, l.layout.Pieces())()
+		started := time.Now()
+		cancel()
+		l.wait(ctx)
+		if waited := time.Since(started); waited != 0 {
+			t.Errorf("waited %v", waited)
+		}
+	})
+}
