@@ -194,7 +194,7 @@ func (t *table) markdown(machine string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Results of the swarm lab\n\nWritten by `go run ./e2e/lab table --write`, on %s, in %.0f minutes.\n\n%s\n\n",
 		t.began.UTC().Format("2006-01-02"), time.Since(t.began).Minutes(), machine)
-	b.WriteString("Links of 100 Mbit/s both ways, cold, every node in its own network namespace. Times are over the fluid bound at the\n" +
+	b.WriteString("Links of 100 Mbit/s both ways unless said, cold, every node in its own network namespace. Times are over the fluid bound at the\n" +
 		"payload rate that one plain TCP flow over such a link had in the same run.\n\n")
 	b.WriteString("| scenario | bar | measured | verdict |\n|---|---|---|---|\n")
 	for _, l := range t.lines {
