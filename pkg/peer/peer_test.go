@@ -160,15 +160,31 @@ func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, ident
 	t.Helper()
 	var got []byte
 	var role identity.Role
-	err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, func(from identity.Role, i int, piece []byte) error {
+	err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, whole(func(from identity.Role, i int, piece []byte) error {
 		role = from
 		if want := run.First + len(got)/blob.MinPieceLength; i != want {
 			t.Errorf("piece %d came where %d was due", i, want)
 		}
 		got = append(got, piece...)
 		return nil
-	}, nil)
+	}), nil)
 	return got, role, err
+}
+
+// taker gives put a piece in one part.
+type taker struct {
+	put   func(piece []byte) error
+	piece []byte
+}
+
+func (t *taker) Add(part []byte) { t.piece = append(t.piece, part...) }
+func (t *taker) Put() error      { return t.put(t.piece) }
+
+// whole gives put each piece once it is whole.
+func whole(put func(from identity.Role, i int, piece []byte) error) peer.Begin {
+	return func(from identity.Role, i int) peer.Taker {
+		return &taker{put: func(piece []byte) error { return put(from, i, piece) }}
+	}
 }
 
 func TestReadGivesPiecesInOrder(t *testing.T) {
@@ -198,13 +214,13 @@ func TestProgressAndReadsAreTold(t *testing.T) {
 	})
 	put, progress := 0, 0
 	run := blob.Run{First: 1, Count: 3}
-	err := h.client(t, identity.RoleNode).Read(t.Context(), h.Holder, h.digest, h.layout, run, func(_ identity.Role, _ int, piece []byte) error {
+	err := h.client(t, identity.RoleNode).Read(t.Context(), h.Holder, h.digest, h.layout, run, whole(func(_ identity.Role, _ int, piece []byte) error {
 		put += len(piece)
 		if progress != put {
 			t.Errorf("%d bytes were told of before the piece that makes %d", progress, put)
 		}
 		return nil
-	}, func(n int) { progress += n })
+	}), func(n int) { progress += n })
 	if err != nil || int64(progress) != h.layout.Bytes(run) {
 		t.Errorf("%d bytes of progress, %v", progress, err)
 	}
@@ -309,14 +325,14 @@ func TestReadStopsWithItsContextAndItsTaker(t *testing.T) {
 	h.keep(t, h.layout.Pieces())
 	c := h.client(t, identity.RoleNode)
 	stop := errors.New("enough")
-	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return stop }, nil); !errors.Is(err, stop) {
+	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), whole(func(identity.Role, int, []byte) error { return stop }), nil); !errors.Is(err, stop) {
 		t.Errorf("the taker's error came back as %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error {
+	err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), whole(func(identity.Role, int, []byte) error {
 		cancel(stop)
 		return nil
-	}, nil)
+	}), nil)
 	if !errors.Is(err, stop) {
 		t.Errorf("the context's cause came back as %v", err)
 	}
@@ -396,6 +412,12 @@ func TestMalformedRequests(t *testing.T) {
 	}
 }
 
+// away takes pieces and drops them.
+type away struct{}
+
+func (away) Add([]byte) {}
+func (away) Put() error { return nil }
+
 func BenchmarkRead(b *testing.B) {
 	h := newHolder(b, 4)
 	h.keep(b, h.layout.Pieces())
@@ -403,7 +425,7 @@ func BenchmarkRead(b *testing.B) {
 	b.SetBytes(int64(len(h.data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int, []byte) error { return nil }, nil); err != nil {
+		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int) peer.Taker { return away{} }, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

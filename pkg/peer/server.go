@@ -38,6 +38,9 @@ const (
 	leastChunks = 4
 )
 
+// frameLength is the most bytes that gRPC puts into one frame of HTTP/2.
+const frameLength = 16 << 10
+
 const (
 	window           = 4 << 20
 	connectionWindow = 16 << 20
@@ -125,7 +128,7 @@ func (s *Server) Limit(b *limit.Bucket) { s.limit = b }
 // the piece codec, windows and limits.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(newCodec(newPool())),
 		grpc.MaxRecvMsgSize(64 << 10),
 		grpc.MaxConcurrentStreams(256),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),

@@ -23,7 +23,9 @@ import (
 // blob.ErrMismatch when the piece does not fit them, ErrNoSpace when the disk is
 // full, ErrRemoved, ErrDamaged or ErrClosed when the blob has ended, or is that
 // of the failed write. The piece is then not held.
-func (b *Blob) Put(i int, piece []byte) error { return b.put(i, piece, false) }
+func (b *Blob) Put(i int, piece []byte) error {
+	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}, length: int64(len(piece))}, false)
+}
 
 // Extend takes piece i from the origin, read in order, where the chain ends: it
 // needs link i and adds link i+1 to the chain. Where link i+1 is known it is Put.
@@ -31,9 +33,12 @@ func (b *Blob) Put(i int, piece []byte) error { return b.put(i, piece, false) }
 // Errors are those of Put, but a last piece that does not reach the digest gives
 // ErrBadDigest, which wraps blob.ErrMismatch: this piece or one before it is
 // wrong. Nothing of the blob's last piece was given to anybody; call Reset.
-func (b *Blob) Extend(i int, piece []byte) error { return b.put(i, piece, true) }
+func (b *Blob) Extend(i int, piece []byte) error {
+	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}, length: int64(len(piece))}, true)
+}
 
-func (b *Blob) put(i int, piece []byte, origin bool) error {
+func (b *Blob) put(a *Arrival, origin bool) error {
+	i := a.i
 	if err := b.layout.Check(blob.Run{First: i, Count: 1}); err != nil {
 		return fmt.Errorf("store: put into %s: %w", b.digest, err)
 	}
@@ -56,9 +61,9 @@ func (b *Blob) put(i int, piece []byte, origin bool) error {
 		if err != nil || held {
 			return err
 		}
-		next, err := blob.Advance(b.digest, b.layout, i, p.link[:b.digest.LinkSize()], piece)
+		next, err := a.next(p.link)
 		if err != nil {
-			if origin && i == b.layout.Pieces()-1 && int64(len(piece)) == b.layout.Length(i) {
+			if origin && i == b.layout.Pieces()-1 && a.length == b.layout.Length(i) {
 				err = ErrBadDigest
 			}
 			return fmt.Errorf("store: piece %d of %s: %w", i, b.digest, err)
@@ -68,7 +73,7 @@ func (b *Blob) put(i int, piece []byte, origin bool) error {
 			return err
 		}
 		if admitted {
-			return b.write(f, i, piece)
+			return b.write(f, i, a)
 		}
 	}
 }
@@ -133,11 +138,11 @@ func (b *Blob) admit(i int, next []byte, gen uint64) (bool, error) {
 }
 
 // write puts a proven piece onto the disk and makes it known.
-func (b *Blob) write(f *file, i int, piece []byte) error {
+func (b *Blob) write(f *file, i int, a *Arrival) error {
 	off := b.layout.Offset(i)
-	_, err := f.WriteAt(piece, off)
-	if isFull(err) && b.store.evictForDisk(int64(len(piece))) {
-		_, err = f.WriteAt(piece, off)
+	err := f.writeParts(a.parts, off)
+	if isFull(err) && b.store.evictForDisk(a.length) {
+		err = f.writeParts(a.parts, off)
 	}
 	switch ended := b.wrote(i, err == nil); {
 	case ended != nil:
