@@ -171,14 +171,14 @@ func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, ident
 	return got, role, err
 }
 
-// taker gives put a piece in one part.
+// taker gives put a piece in one part. Until then the parts lie where they came.
 type taker struct {
 	put   func(piece []byte) error
-	piece []byte
+	parts [][]byte
 }
 
-func (t *taker) Add(part []byte) { t.piece = append(t.piece, part...) }
-func (t *taker) Put() error      { return t.put(t.piece) }
+func (t *taker) Add(part []byte) { t.parts = append(t.parts, part) }
+func (t *taker) Put() error      { return t.put(slices.Concat(t.parts...)) }
 
 // whole gives put each piece once it is whole.
 func whole(put func(from identity.Role, i int, piece []byte) error) peer.Begin {

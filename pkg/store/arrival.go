@@ -13,7 +13,6 @@ type Arrival struct {
 	b      *Blob
 	i      int
 	parts  [][]byte
-	length int64
 	link   [sha512.Size]byte
 	hashed *blob.Absorber // of all parts, from link on; nil: of none
 }
@@ -35,7 +34,6 @@ func (b *Blob) Arrive(i int) *Arrival {
 // Add takes the next part of the piece. The part stays as it is until Put has returned.
 func (a *Arrival) Add(part []byte) {
 	a.parts = append(a.parts, part)
-	a.length += int64(len(part))
 	if a.hashed != nil {
 		a.hashed.Add(part)
 	}

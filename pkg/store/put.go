@@ -24,7 +24,7 @@ import (
 // full, ErrRemoved, ErrDamaged or ErrClosed when the blob has ended, or is that
 // of the failed write. The piece is then not held.
 func (b *Blob) Put(i int, piece []byte) error {
-	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}, length: int64(len(piece))}, false)
+	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}}, false)
 }
 
 // Extend takes piece i from the origin, read in order, where the chain ends: it
@@ -34,7 +34,7 @@ func (b *Blob) Put(i int, piece []byte) error {
 // ErrBadDigest, which wraps blob.ErrMismatch: this piece or one before it is
 // wrong. Nothing of the blob's last piece was given to anybody; call Reset.
 func (b *Blob) Extend(i int, piece []byte) error {
-	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}, length: int64(len(piece))}, true)
+	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}}, true)
 }
 
 func (b *Blob) put(a *Arrival, origin bool) error {
@@ -63,7 +63,7 @@ func (b *Blob) put(a *Arrival, origin bool) error {
 		}
 		next, err := a.next(p.link)
 		if err != nil {
-			if origin && i == b.layout.Pieces()-1 && a.length == b.layout.Length(i) {
+			if origin && i == b.layout.Pieces()-1 && int64(len(a.parts[0])) == b.layout.Length(i) {
 				err = ErrBadDigest
 			}
 			return fmt.Errorf("store: piece %d of %s: %w", i, b.digest, err)
@@ -141,7 +141,7 @@ func (b *Blob) admit(i int, next []byte, gen uint64) (bool, error) {
 func (b *Blob) write(f *file, i int, a *Arrival) error {
 	off := b.layout.Offset(i)
 	err := f.writeParts(a.parts, off)
-	if isFull(err) && b.store.evictForDisk(a.length) {
+	if isFull(err) && b.store.evictForDisk(b.layout.Length(i)) {
 		err = f.writeParts(a.parts, off)
 	}
 	switch ended := b.wrote(i, err == nil); {
