@@ -171,22 +171,6 @@ func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, ident
 	return got, role, err
 }
 
-// taker gives put a piece in one part. Until then the parts lie where they came.
-type taker struct {
-	put   func(piece []byte) error
-	parts [][]byte
-}
-
-func (t *taker) Add(part []byte) { t.parts = append(t.parts, part) }
-func (t *taker) Put() error      { return t.put(slices.Concat(t.parts...)) }
-
-// whole gives put each piece once it is whole.
-func whole(put func(from identity.Role, i int, piece []byte) error) peer.Begin {
-	return func(from identity.Role, i int) peer.Taker {
-		return &taker{put: func(piece []byte) error { return put(from, i, piece) }}
-	}
-}
-
 func TestReadGivesPiecesInOrder(t *testing.T) {
 	h := newHolder(t, 2)
 	h.keep(t, h.layout.Pieces())
@@ -411,12 +395,6 @@ func TestMalformedRequests(t *testing.T) {
 		t.Errorf("a plain client got %v of piece %d", err, chunk.GetPiece())
 	}
 }
-
-// away takes pieces and drops them.
-type away struct{}
-
-func (away) Add([]byte) {}
-func (away) Put() error { return nil }
 
 func BenchmarkRead(b *testing.B) {
 	h := newHolder(b, 4)

@@ -26,7 +26,7 @@ func (b *Blob) Arrive(i int) *Arrival {
 	// Who proves the piece in the end, and against which link, is Put's business: a link
 	// that is not known yet or changes meanwhile costs hashing it then.
 	if p, held, err := b.proofOf(i, true); err == nil && !held {
-		a.absorb(p.link)
+		_ = a.absorb(p.link) // Put tries again and says why
 	}
 	return a
 }
