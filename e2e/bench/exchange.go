@@ -79,12 +79,12 @@ func (e *exchange) pull(ctx context.Context, all blob.Run) error {
 		leases <- blob.Run{First: i, Count: min(step, all.End()-i)}
 	}
 	close(leases)
-	put := func(_ identity.Role, i int, piece []byte) error { return e.blob.Put(i, piece) }
+	begin := func(_ identity.Role, i int) peer.Taker { return e.blob.Arrive(i) }
 	g, ctx := errgroup.WithContext(ctx)
 	for range node.DefaultConfig().Peer.DownloadSlots {
 		g.Go(func() error {
 			for run := range leases {
-				if err := e.peers.Read(ctx, e.holder, e.digest, e.layout, run, put, nil); err != nil {
+				if err := e.peers.Read(ctx, e.holder, e.digest, e.layout, run, begin, nil); err != nil {
 					return err
 				}
 			}

@@ -76,25 +76,59 @@ func from(d Digest, link []byte, off int64) (hash.Hash, error) {
 	return h, nil
 }
 
-// Advance absorbs piece i, whose link is given, and returns the next link. For
-// the last piece it returns nil, and ErrMismatch unless the digest was reached.
-// It is safe for concurrent use and hashes the piece once.
-func Advance(d Digest, l Layout, i int, link, piece []byte) (next []byte, err error) {
-	if int64(len(piece)) != l.Length(i) || len(piece) == 0 {
-		return nil, fmt.Errorf("piece %d has %d bytes, its length is %d: %w", i, len(piece), l.Length(i), ErrMismatch)
-	}
+// Absorber absorbs one piece, part by part. It is for one goroutine at a time.
+type Absorber struct {
+	digest Digest
+	layout Layout
+	piece  int
+	hash   hash.Hash
+	length int64
+}
+
+// Absorb begins with piece i, whose link is given. The error says that the link is none
+// of d's chain.
+func Absorb(d Digest, l Layout, i int, link []byte) (*Absorber, error) {
 	h, err := from(d, link, l.Offset(i))
 	if err != nil {
 		return nil, err
 	}
-	h.Write(piece)
-	if i == l.Pieces()-1 {
-		if Of(d.Algorithm(), h) != d {
-			return nil, ErrMismatch
-		}
-		return nil, nil
+	return &Absorber{digest: d, layout: l, piece: i, hash: h}, nil
+}
+
+// Add absorbs the next part of the piece.
+func (a *Absorber) Add(part []byte) {
+	_, _ = a.hash.Write(part) // it never fails
+	a.length += int64(len(part))
+}
+
+// Next returns the next link, once all of the piece was added. For the last piece it
+// returns nil, and ErrMismatch unless the digest was reached; also where the piece is
+// not as long as it should be.
+func (a *Absorber) Next() ([]byte, error) {
+	if want := a.layout.Length(a.piece); a.length != want || want == 0 {
+		return nil, fmt.Errorf("piece %d has %d bytes, its length is %d: %w", a.piece, a.length, want, ErrMismatch)
 	}
-	return linkOf(d, h), nil
+	if a.piece < a.layout.Pieces()-1 {
+		return linkOf(a.digest, a.hash), nil
+	}
+	if Of(a.digest.Algorithm(), a.hash) != a.digest {
+		return nil, ErrMismatch
+	}
+	return nil, nil
+}
+
+// Advance absorbs piece i, whose link is given, and returns the next link, as Absorber
+// does. It is safe for concurrent use and hashes the piece once.
+func Advance(d Digest, l Layout, i int, link, piece []byte) (next []byte, err error) {
+	if int64(len(piece)) != l.Length(i) {
+		return nil, fmt.Errorf("piece %d has %d bytes, its length is %d: %w", i, len(piece), l.Length(i), ErrMismatch)
+	}
+	a, err := Absorb(d, l, i, link)
+	if err != nil {
+		return nil, err
+	}
+	a.Add(piece)
+	return a.Next()
 }
 
 // Chain is the part of a blob's links that is known. It is not safe for

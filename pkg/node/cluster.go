@@ -84,21 +84,21 @@ func (l *link) schedulers() []string {
 }
 
 // Read implements task.Peers.
-func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
+func (l *link) Read(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, run blob.Run, begin peer.Begin, progress func(int)) error {
 	j := l.joined.Load()
 	if j == nil {
 		return errNotJoined
 	}
-	return j.peers.Read(ctx, h, d, layout, run, put, progress)
+	return j.peers.Read(ctx, h, d, layout, run, begin, progress)
 }
 
 // ReadSome implements task.Peers.
-func (l *link) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, lacking *blob.Bitmap, most int, put peer.Put) error {
+func (l *link) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, layout blob.Layout, lacking *blob.Bitmap, most int, begin peer.Begin) error {
 	j := l.joined.Load()
 	if j == nil {
 		return errNotJoined
 	}
-	return j.peers.ReadSome(ctx, h, d, layout, lacking, most, put)
+	return j.peers.ReadSome(ctx, h, d, layout, lacking, most, begin)
 }
 
 // Holdings implements task.Peers.

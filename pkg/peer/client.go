@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,7 +52,6 @@ type Transport interface {
 type Client struct {
 	transport Transport
 	limit     *limit.Bucket
-	pool      sync.Pool // of *[]byte, a piece each
 	buffers   mem.BufferPool
 
 	mu    sync.Mutex
@@ -89,20 +89,29 @@ func (c *Client) Close() error {
 	return errors.Join(errs...)
 }
 
-// Put takes piece i, whole, from a node of the role that its certificate says.
-// piece is valid during the call only.
-type Put func(from identity.Role, i int, piece []byte) error
+// Begin says who takes piece i, which begins to come from a node of the role that its
+// certificate says.
+type Begin func(from identity.Role, i int) Taker
 
-// Read asks holder for the pieces of run and gives each to put as it is whole,
-// in order, on this goroutine. progress, unless nil, is told of each part of a piece
-// as it comes, also here and before put: its length in bytes. Read returns put's
+// Taker takes one piece.
+type Taker interface {
+	// Add takes the next part of the piece, in order. The part stays as it is until Put
+	// has returned, and no longer; nor longer than the Read that adds it.
+	Add(part []byte)
+	// Put is called once the whole piece was added.
+	Put() error
+}
+
+// Read asks holder for the pieces of run, which come in order, each to the taker that
+// begin names, on this goroutine. progress, unless nil, is told of each part of a piece
+// as it comes, also here and before Put: its length in bytes. Read returns Put's
 // error or one of this package's.
-func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, put Put, progress func(n int)) error {
+func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, run blob.Run, begin Begin, progress func(n int)) error {
 	req := &damselflyv1.ReadRequest{Digest: d.String(), Size: uint64(l.Size()), Run: wireRun(run)}
 	return c.read(ctx, h, req, func(r *reading) error {
 		r.progress = progress
 		for i := run.First; i < run.End(); i++ {
-			err := r.piece(l, func(p int) bool { return p == i }, put)
+			err := r.piece(l, func(p int) bool { return p == i }, begin)
 			if errors.Is(err, io.EOF) {
 				return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, h.ID, i)
 			}
@@ -115,8 +124,8 @@ func (c *Client) Read(ctx context.Context, h Holder, d blob.Digest, l blob.Layou
 }
 
 // ReadSome asks holder for at most so many of the lacking pieces as most says, which
-// it chooses, and gives each to put as Read does. No piece at all is ErrMissing.
-func (c *Client) ReadSome(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, put Put) error {
+// it chooses, and gives each away as Read does. No piece at all is ErrMissing.
+func (c *Client) ReadSome(ctx context.Context, h Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, begin Begin) error {
 	req := &damselflyv1.ReadRequest{Digest: d.String(), Size: uint64(l.Size()), Most: uint32(most)}
 	for _, run := range lacking.Runs() {
 		req.Lacking = append(req.Lacking, wireRun(run))
@@ -124,7 +133,7 @@ func (c *Client) ReadSome(ctx context.Context, h Holder, d blob.Digest, l blob.L
 	open := lacking.Clone()
 	return c.read(ctx, h, req, func(r *reading) error {
 		for range most {
-			err := r.piece(l, open.Clear, put)
+			err := r.piece(l, open.Clear, begin)
 			if errors.Is(err, io.EOF) {
 				return nil
 			}
@@ -170,28 +179,17 @@ type reading struct {
 }
 
 // piece receives the chunks of the next piece, which may says is one of those asked
-// for, and hands it on. Where the stream ends before it begins, it returns io.EOF.
-func (r *reading) piece(l blob.Layout, may func(i int) bool, put Put) error {
+// for, and gives them away. Where the stream ends before it begins, it returns io.EOF.
+func (r *reading) piece(l blob.Layout, may func(i int) bool, begin Begin) error {
 	if r.ctx.Err() != nil {
 		return context.Cause(r.ctx)
 	}
-	buf := r.c.buffer(int(l.PieceLength()))
-	defer r.c.pool.Put(buf)
+	var in incoming
+	defer in.free()
+	var taker Taker
 	i, got, length := -1, 0, 1
-	in := &incoming{place: func(p, off uint32, n int) ([]byte, error) {
-		if i < 0 && off == 0 && int64(p) < int64(l.Pieces()) && may(int(p)) {
-			i, length = int(p), int(l.Length(int(p)))
-		}
-		if int64(p) != int64(i) || int64(off) != int64(got) || n > length-got {
-			return nil, fmt.Errorf("%w: chunk %d+%d of piece %d, want piece %d from %d", errChunk, off, n, p, i, got)
-		}
-		dst := (*buf)[got : got+n]
-		got += n
-		return dst, nil
-	}}
 	for got < length {
-		before := got
-		if err := r.stream.RecvMsg(in); err != nil {
+		if err := r.stream.RecvMsg(&in); err != nil {
 			switch {
 			case !errors.Is(err, io.EOF):
 				return readError(r.ctx, r.h, err)
@@ -200,18 +198,37 @@ func (r *reading) piece(l blob.Layout, may func(i int) bool, put Put) error {
 			}
 			return fmt.Errorf("%w: %s ended before piece %d was whole", ErrMissing, r.h.ID, i)
 		}
-		if r.progress != nil {
-			r.progress(got - before)
+		if taker == nil && in.offset == 0 && int64(in.piece) < int64(l.Pieces()) && may(int(in.piece)) {
+			i = int(in.piece)
+			length = int(l.Length(i))
+			in.buffers = slices.Grow(in.buffers, length/frameLength+2*leastChunks)
+			taker = begin(r.role(), i)
 		}
-		if err := r.c.limit.Wait(r.ctx, r.class, "", got-before); err != nil {
+		if int64(in.piece) != int64(i) || int64(in.offset) != int64(got) || in.length > length-got {
+			return fmt.Errorf("%w: %s: chunk %d+%d of piece %d, want piece %d from %d", ErrMalformed, r.h.ID, in.offset, in.length, in.piece, i, got)
+		}
+		for _, b := range in.buffers[in.first:] {
+			taker.Add(b.ReadOnlyData()[in.skip:])
+			in.skip = 0
+		}
+		got += in.length
+		if r.progress != nil {
+			r.progress(in.length)
+		}
+		if err := r.c.limit.Wait(r.ctx, r.class, "", in.length); err != nil {
 			return err
 		}
 	}
+	return taker.Put()
+}
+
+// role is that of the holder. It can be asked once a message came.
+func (r *reading) role() identity.Role {
 	if r.from == "" {
 		remote, _ := identity.PeerFromContext(r.stream.Context()) // verified by the handshake
 		r.from = remote.Role
 	}
-	return put(r.from, i, (*buf)[:length])
+	return r.from
 }
 
 // Holdings is what a node has of a blob.
@@ -258,15 +275,6 @@ func (c *Client) Holdings(ctx context.Context, h Holder, d blob.Digest, l blob.L
 		out.Others = append(out.Others, Holder{ID: o.GetNode(), Address: o.GetAddress()})
 	}
 	return out, nil
-}
-
-func (c *Client) buffer(n int) *[]byte {
-	if b, ok := c.pool.Get().(*[]byte); ok && cap(*b) >= n {
-		*b = (*b)[:n]
-		return b
-	}
-	b := make([]byte, n)
-	return &b
 }
 
 // Credential asks a node for the headers of its client that waits for d from the
@@ -324,7 +332,7 @@ func (c *Client) dial(h Holder) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+h.Address,
 		grpc.WithTransportCredentials(Buffered(credentials.NewTLS(c.transport.ClientTLS(identity.Expect{Roles: []identity.Role{identity.RoleNode, identity.RoleSeed}, ID: h.ID})))),
 		grpc.WithDefaultCallOptions(
-			grpc.ForceCodecV2(newCodec()),
+			grpc.ForceCodecV2(newCodec(c.buffers)),
 			grpc.MaxCallRecvMsgSize(chunkLength+headerLimit),
 		),
 		grpc.WithInitialWindowSize(window),

@@ -3,7 +3,6 @@ package peer
 import (
 	"errors"
 	"fmt"
-	"io"
 
 	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/proto" // registers the codec that everything but chunks uses
@@ -30,19 +29,39 @@ type outgoing struct {
 	data          mem.Buffer
 }
 
-// incoming receives a damselfly.v1.Chunk. The codec calls place with the
-// chunk's numbers and length; the data are copied once, into what place returns.
+// incoming receives one damselfly.v1.Chunk after the other. Their data stay in the
+// buffers that they came in, of which it holds a reference each until free.
 type incoming struct {
-	place func(piece, offset uint32, n int) ([]byte, error)
+	chunk
+	buffers mem.BufferSlice // those of the last chunk are behind those of the ones before
+	first   int             // where those of the last chunk begin
+	skip    int             // bytes of that one that are not data
+}
+
+// chunk is a damselfly.v1.Chunk without its data, of which there are length bytes, at
+// least one.
+type chunk struct {
+	piece, offset uint32
+	length        int
+}
+
+// free lets go of all data.
+func (in *incoming) free() {
+	in.buffers.Free()
+	in.buffers = nil
 }
 
 // codec writes and reads chunks without building a protobuf message, byte for
 // byte as protobuf would (proto.dev, Encoding), and leaves every other message
 // to gRPC's own codec. It is safe for concurrent use.
-type codec struct{ proto encoding.CodecV2 }
+type codec struct {
+	proto encoding.CodecV2
+	pool  mem.BufferPool
+}
 
-func newCodec() encoding.CodecV2 {
-	return codec{proto: encoding.GetCodecV2("proto")}
+// newCodec returns a codec that takes buffers of its own from pool.
+func newCodec(pool mem.BufferPool) encoding.CodecV2 {
+	return codec{proto: encoding.GetCodecV2("proto"), pool: pool}
 }
 
 func (codec) Name() string { return "proto" }
@@ -67,80 +86,71 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if !ok {
 		return c.proto.Unmarshal(data, v)
 	}
-	r := data.Reader()
-	defer r.Close()
-	return decodeChunk(r, data.Len(), in.place)
+	total := data.Len()
+	var head [headerLimit]byte
+	start := head[:0]
+	for _, b := range data {
+		start = append(start, b.ReadOnlyData()[:min(b.Len(), headerLimit-len(start))]...)
+	}
+	got, err := decodeChunk(start, total)
+	if err != nil {
+		return err
+	}
+	in.chunk, in.first, in.skip = got, len(in.buffers), total-got.length
+	for in.skip >= data[0].Len() {
+		in.skip -= data[0].Len()
+		data = data[1:]
+	}
+	if len(data) > most(got.length) {
+		in.buffers = append(in.buffers, mem.NewBuffer(together(data, c.pool), c.pool))
+		return nil
+	}
+	data.Ref()
+	in.buffers = append(in.buffers, data...)
+	return nil
 }
 
-// decodeChunk reads one encoded Chunk of total bytes. The data field comes last
-// and at most once, as Marshal writes it; whatever else arrives is refused
-// before anything is placed.
-func decodeChunk(r io.Reader, total int, place func(piece, offset uint32, n int) ([]byte, error)) error {
-	br := byteReader{r: r, left: min(total, headerLimit)}
-	var piece, offset uint32
-	for {
-		tag, err := br.varint()
-		if errors.Is(err, io.EOF) && br.read == total {
-			return fmt.Errorf("%w: no data", errChunk)
+// most is in how many buffers n bytes are kept. A sender that puts them into more has
+// them copied: what a small buffer takes beside its bytes adds up.
+func most(n int) int { return 2 + n/(8<<10) }
+
+// together copies data into one buffer of pool.
+func together(data mem.BufferSlice, pool mem.BufferPool) *[]byte {
+	buf := pool.Get(data.Len())
+	data.CopyTo(*buf)
+	return buf
+}
+
+// decodeChunk reads an encoded Chunk of total bytes, of which head is the start, up to
+// its data. The data come last and once, as Marshal writes them; whatever else arrives
+// is refused.
+func decodeChunk(head []byte, total int) (in chunk, err error) {
+	left := head
+	for len(left) > 0 {
+		num, typ, n := protowire.ConsumeTag(left)
+		if n < 0 {
+			return in, fmt.Errorf("%w: %w", errChunk, protowire.ParseError(n))
 		}
-		if err != nil {
-			return fmt.Errorf("%w: %w", errChunk, err)
+		value, m := protowire.ConsumeVarint(left[n:])
+		if m < 0 {
+			return in, fmt.Errorf("%w: %w", errChunk, protowire.ParseError(m))
 		}
-		num, typ := protowire.DecodeTag(tag)
-		value, err := br.varint()
-		if err != nil {
-			return fmt.Errorf("%w: %w", errChunk, err)
-		}
+		left = left[n+m:]
 		switch {
 		case num == fieldPiece && typ == protowire.VarintType && value <= 1<<32-1:
-			piece = uint32(value)
+			in.piece = uint32(value)
 		case num == fieldOffset && typ == protowire.VarintType && value <= 1<<32-1:
-			offset = uint32(value)
+			in.offset = uint32(value)
 		case num == fieldData && typ == protowire.BytesType:
-			if value != uint64(total-br.read) || value == 0 {
-				return fmt.Errorf("%w: data of %d bytes in a message with %d left", errChunk, value, total-br.read)
+			has := total - (len(head) - len(left))
+			if value != uint64(has) || value == 0 {
+				return in, fmt.Errorf("%w: data of %d bytes in a message with %d left", errChunk, value, has)
 			}
-			dst, err := place(piece, offset, int(value))
-			if err != nil {
-				return err
-			}
-			if _, err := io.ReadFull(r, dst); err != nil {
-				return fmt.Errorf("%w: %w", errChunk, err)
-			}
-			return nil
+			in.length = has
+			return in, nil
 		default:
-			return fmt.Errorf("%w: field %d of type %d with value %d", errChunk, num, typ, value)
+			return in, fmt.Errorf("%w: field %d of type %d with value %d", errChunk, num, typ, value)
 		}
 	}
-}
-
-// byteReader reads varints off a reader, at most left bytes of them.
-type byteReader struct {
-	r    io.Reader
-	left int
-	read int
-	one  [1]byte
-}
-
-func (b *byteReader) varint() (uint64, error) {
-	var buf [10]byte
-	for i := range buf {
-		if b.left == 0 {
-			return 0, io.EOF
-		}
-		if _, err := io.ReadFull(b.r, b.one[:]); err != nil {
-			return 0, err
-		}
-		b.left--
-		b.read++
-		buf[i] = b.one[0]
-		if buf[i] < 0x80 {
-			v, n := protowire.ConsumeVarint(buf[:i+1])
-			if n < 0 {
-				return 0, protowire.ParseError(n)
-			}
-			return v, nil
-		}
-	}
-	return 0, errors.New("varint is longer than ten bytes")
+	return in, fmt.Errorf("%w: no data", errChunk)
 }

@@ -38,10 +38,16 @@ const (
 	leastChunks = 4
 )
 
+// frameLength is the most bytes that gRPC puts into one frame of HTTP/2.
+const frameLength = 16 << 10
+
+// transportBuffer is what is sealed and written to the socket at a time. Twice a record
+// of TLS and no more: it stays in the nearest caches on its way, and a call that writes
+// it is over before Go's runtime takes the caller for blocked, which costs both waking.
 const (
 	window           = 4 << 20
 	connectionWindow = 16 << 20
-	transportBuffer  = 128 << 10
+	transportBuffer  = 2 * frameLength
 )
 
 // A reader must take leastRate bytes a second, after readPatience. The scheduler
@@ -127,7 +133,7 @@ func (s *Server) Limit(b *limit.Bucket) { s.limit = b }
 // the piece codec, windows and limits.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(newCodec(newPool())),
 		grpc.MaxRecvMsgSize(64 << 10),
 		grpc.MaxConcurrentStreams(256),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),

@@ -24,7 +24,9 @@ import (
 // blob.ErrMismatch when the piece does not fit them, ErrNoSpace when the disk is
 // full, ErrRemoved, ErrDamaged or ErrClosed when the blob has ended, or is that
 // of the failed write. The piece is then not held.
-func (b *Blob) Put(i int, piece []byte) error { return b.put(i, piece, false) }
+func (b *Blob) Put(i int, piece []byte) error {
+	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}}, false)
+}
 
 // Extend takes piece i from the origin, read in order, where the chain ends: it
 // needs link i and adds link i+1 to the chain. Where link i+1 is known it is Put.
@@ -32,9 +34,12 @@ func (b *Blob) Put(i int, piece []byte) error { return b.put(i, piece, false) }
 // Errors are those of Put, but a last piece that does not reach the digest gives
 // ErrBadDigest, which wraps blob.ErrMismatch: this piece or one before it is
 // wrong. Nothing of the blob's last piece was given to anybody; call Reset.
-func (b *Blob) Extend(i int, piece []byte) error { return b.put(i, piece, true) }
+func (b *Blob) Extend(i int, piece []byte) error {
+	return b.put(&Arrival{b: b, i: i, parts: [][]byte{piece}}, true)
+}
 
-func (b *Blob) put(i int, piece []byte, origin bool) error {
+func (b *Blob) put(a *Arrival, origin bool) error {
+	i := a.i
 	if err := b.layout.Check(blob.Run{First: i, Count: 1}); err != nil {
 		return fmt.Errorf("store: put into %s: %w", b.digest, err)
 	}
@@ -57,9 +62,9 @@ func (b *Blob) put(i int, piece []byte, origin bool) error {
 		if err != nil || held {
 			return err
 		}
-		next, err := blob.Advance(b.digest, b.layout, i, p.link[:b.digest.LinkSize()], piece)
+		next, err := a.next(p.link)
 		if err != nil {
-			if origin && i == b.layout.Pieces()-1 && int64(len(piece)) == b.layout.Length(i) {
+			if origin && i == b.layout.Pieces()-1 && int64(len(a.parts[0])) == b.layout.Length(i) {
 				err = ErrBadDigest
 			}
 			return fmt.Errorf("store: piece %d of %s: %w", i, b.digest, err)
@@ -69,7 +74,7 @@ func (b *Blob) put(i int, piece []byte, origin bool) error {
 			return err
 		}
 		if admitted {
-			return b.write(f, i, piece)
+			return b.write(f, i, a)
 		}
 	}
 }
@@ -134,15 +139,15 @@ func (b *Blob) admit(i int, next []byte, gen uint64) (bool, error) {
 }
 
 // write puts a proven piece onto the disk and makes it known.
-func (b *Blob) write(f *file, i int, piece []byte) error {
+func (b *Blob) write(f *file, i int, a *Arrival) error {
 	off := b.layout.Offset(i)
-	err := error(syscall.ENOSPC)
-	if !b.inPart || b.store.roomFor(int64(len(piece))) {
-		_, err = f.WriteAt(piece, off)
+	length, err := b.layout.Length(i), error(syscall.ENOSPC)
+	if !b.inPart || b.store.roomFor(length) {
+		err = f.writeParts(a.parts, off)
 	}
 	// What cannot be kept whole is not worth another blob.
-	if isFull(err) && !b.inPart && b.store.evictForDisk(int64(len(piece))) {
-		_, err = f.WriteAt(piece, off)
+	if isFull(err) && !b.inPart && b.store.evictForDisk(length) {
+		err = f.writeParts(a.parts, off)
 	}
 	switch ended := b.wrote(i, err == nil); {
 	case ended != nil:

@@ -7,9 +7,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // volume is the directory that a store's files are in. Each operation on the
@@ -242,6 +245,59 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 		return f.f.WriteAt(p, off)
 	}
 	return f.tapped("write", p, off, f.f.WriteAt)
+}
+
+// maxParts is how many parts one call to the system takes (IOV_MAX of Linux).
+const maxParts = 1024
+
+// writeParts writes parts one behind the other, from off on.
+func (f *file) writeParts(parts [][]byte, off int64) error {
+	if f.v.tap != nil && len(parts) > 1 {
+		parts = [][]byte{slices.Concat(parts...)} // a piece is one operation
+	}
+	if len(parts) == 1 {
+		_, err := f.WriteAt(parts[0], off)
+		return err
+	}
+	raw, err := f.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = writeVector(parts, off, func(some [][]byte, off int64) (int, error) { return unix.Pwritev(int(fd), some, off) })
+	})
+	if failed != nil {
+		failed = &os.PathError{Op: "pwritev", Path: f.name, Err: failed}
+	}
+	return errors.Join(err, failed)
+}
+
+// writeVector writes parts from off on by write, which may write less than it is given.
+func writeVector(parts [][]byte, off int64, write func(parts [][]byte, off int64) (int, error)) error {
+	skip := 0 // bytes of parts[0] that are written
+	for len(parts) > 0 {
+		some := parts[:min(len(parts), maxParts)]
+		if skip > 0 {
+			some = [][]byte{parts[0][skip:]} // rare: what is left of a part goes alone
+		}
+		n, err := write(some, off)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n <= 0 {
+			return io.ErrShortWrite
+		}
+		off += int64(n)
+		for n += skip; len(parts) > 0 && n >= len(parts[0]); parts = parts[1:] {
+			n -= len(parts[0])
+		}
+		skip = n
+	}
+	return nil
 }
 
 func (f *file) ReadAt(p []byte, off int64) (int, error) {

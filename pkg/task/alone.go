@@ -345,17 +345,13 @@ func (a *alone) read(ctx context.Context, o *other, claim *blob.Bitmap, most int
 	patience := slowRead + time.Duration(int64(most)*l.PieceLength()/slowRate)*time.Second
 	ctx, cancel := limit.WithTimeout(ctx, patience, errOverdue)
 	defer cancel()
-	err := a.m.peers.ReadSome(ctx, o.Holder, a.t.digest, l, claim, most, func(from identity.Role, i int, piece []byte) error {
-		if err := a.t.blob.Put(i, piece); err != nil {
-			return err
-		}
-		a.m.took(a.t, from, i, len(piece))
+	err := a.m.peers.ReadSome(ctx, o.Holder, a.t.digest, l, claim, most, a.t.arrives(func(from identity.Role, i int) {
+		a.m.took(a.t, from, i)
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		o.failures = 0
 		delete(a.claims, i)
-		return nil
-	})
+	}))
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	o.reads--

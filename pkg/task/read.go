@@ -40,14 +40,10 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 	p := newPace(l, missing, time.Duration(m.asking.Load()), func() { m.scheduler.Tell(control.Ending{Lease: l.ID}) })
 	defer func() { m.smooth(p.stop()) }()
 	for _, run := range missing {
-		err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, func(from identity.Role, i int, piece []byte) error {
-			if err := t.blob.Put(i, piece); err != nil {
-				return err
-			}
-			n += int64(len(piece))
-			m.took(t, from, i, len(piece))
-			return nil
-		}, p.progress)
+		err := m.peers.Read(ctx, peer.Holder(*l.Holder), l.Digest, l.Layout, run, t.arrives(func(from identity.Role, i int) {
+			n += l.Layout.Length(i)
+			m.took(t, from, i)
+		}), p.progress)
 		if err != nil {
 			return n, err
 		}
@@ -81,13 +77,35 @@ func (m *Manager) smooth(asked time.Duration) {
 	}
 }
 
-// took counts and tells piece i, of n bytes, which another node has sent.
-func (m *Manager) took(t *task, from identity.Role, i, n int) {
+// arrival is a piece that another node sends, on its way into the store.
+type arrival struct {
+	*store.Arrival
+	put func()
+}
+
+// Put implements peer.Taker.
+func (a arrival) Put() error {
+	if err := a.Arrival.Put(); err != nil {
+		return err
+	}
+	a.put()
+	return nil
+}
+
+// arrives has the store take pieces. put is told of each that it has.
+func (t *task) arrives(put func(from identity.Role, i int)) peer.Begin {
+	return func(from identity.Role, i int) peer.Taker {
+		return arrival{t.blob.Arrive(i), func() { put(from, i) }}
+	}
+}
+
+// took counts and tells piece i, which another node has sent.
+func (m *Manager) took(t *task, from identity.Role, i int) {
 	source := "peer"
 	if from == identity.RoleSeed {
 		source = "seed"
 	}
-	m.bytes.WithLabelValues(source).Add(float64(n))
+	m.bytes.WithLabelValues(source).Add(float64(t.blob.Layout().Length(i)))
 	m.have(t, i, false)
 }
 

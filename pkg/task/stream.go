@@ -151,23 +151,47 @@ func (s *swarmStream) read(ctx context.Context, h peer.Holder) error {
 	run := blob.Run{First: first, Count: min(streamPieces, s.layout.Pieces()-first)}
 	patient, cancel := limit.WithTimeout(ctx, slowRead+time.Duration(s.layout.Bytes(run)/slowRate)*time.Second, errOverdue)
 	defer cancel()
-	err := s.m.peers.Read(patient, h, s.digest, s.layout, run, func(_ identity.Role, i int, piece []byte) error {
-		if s.misfits(i, piece) {
-			s.liars[h.ID] = true
-			return blob.ErrMismatch
-		}
-		n, err := s.out.Write(piece[s.off-s.layout.Offset(i):])
-		s.off += int64(n)
-		return err
-	}, nil)
+	err := s.m.peers.Read(patient, h, s.digest, s.layout, run, func(_ identity.Role, i int) peer.Taker { return &passage{s: s, from: h.ID, i: i} }, nil)
 	if ctx.Err() != nil || errors.Is(err, io.ErrClosedPipe) {
 		return err
 	}
 	return nil // another may do better
 }
 
+// passage is a piece on its way to the client of a swarmStream.
+type passage struct {
+	s     *swarmStream
+	from  string // its holder
+	i     int
+	parts [][]byte
+}
+
+// Add implements peer.Taker.
+func (p *passage) Add(part []byte) { p.parts = append(p.parts, part) }
+
+// Put implements peer.Taker.
+func (p *passage) Put() error {
+	s := p.s
+	if s.misfits(p.i, p.parts) {
+		s.liars[p.from] = true
+		return blob.ErrMismatch
+	}
+	at := s.layout.Offset(p.i)
+	for _, part := range p.parts {
+		if had := max(s.off-at, 0); had < int64(len(part)) {
+			n, err := s.out.Write(part[had:])
+			s.off += int64(n)
+			if err != nil {
+				return err
+			}
+		}
+		at += int64(len(part))
+	}
+	return nil
+}
+
 // misfits tells whether known links say that piece i is another.
-func (s *swarmStream) misfits(i int, piece []byte) bool {
+func (s *swarmStream) misfits(i int, parts [][]byte) bool {
 	if s.held == nil {
 		return false
 	}
@@ -176,6 +200,13 @@ func (s *swarmStream) misfits(i int, piece []byte) bool {
 	if first != i || len(links) < size || len(links) < 2*size && i+1 < s.layout.Pieces() {
 		return false
 	}
-	next, err := blob.Advance(s.digest, s.layout, i, links[:size], piece)
+	a, err := blob.Absorb(s.digest, s.layout, i, links[:size])
+	if err != nil {
+		return true
+	}
+	for _, part := range parts {
+		a.Add(part)
+	}
+	next, err := a.Next()
 	return err != nil || next != nil && !bytes.Equal(next, links[size:])
 }

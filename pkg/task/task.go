@@ -39,8 +39,8 @@ type Scheduler interface {
 
 // Peers is other nodes: see peer.Client for the contract of each.
 type Peers interface {
-	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(n int)) error
-	ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, put peer.Put) error
+	Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, begin peer.Begin, progress func(n int)) error
+	ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, begin peer.Begin) error
 	Holdings(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, firstLink int, address string) (peer.Holdings, error)
 	Credential(ctx context.Context, h peer.Holder, d blob.Digest, o *damselflyv1.Origin) (http.Header, error)
 }

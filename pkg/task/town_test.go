@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -193,11 +194,11 @@ func forged(data []byte) []byte {
 }
 
 // Read implements task.Peers: the run in order, as far as it is held.
-func (r *resident) Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, _ func(int)) error {
+func (r *resident) Read(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, begin peer.Begin, _ func(int)) error {
 	for i := run.First; i < run.End(); i++ {
 		one := blob.NewBitmap(l.Pieces())
 		one.Set(i)
-		if err := r.ReadSome(ctx, h, d, l, one, 1, put); err != nil {
+		if err := r.ReadSome(ctx, h, d, l, one, 1, begin); err != nil {
 			return err
 		}
 	}
@@ -221,7 +222,7 @@ func (r *resident) find(ctx context.Context, h peer.Holder) (*resident, error) {
 	return o, nil
 }
 
-func (r *resident) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, put peer.Put) error {
+func (r *resident) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l blob.Layout, lacking *blob.Bitmap, most int, begin peer.Begin) error {
 	o, err := r.find(ctx, h)
 	if err != nil {
 		return err
@@ -251,7 +252,11 @@ func (r *resident) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l
 			<-ctx.Done()
 			return context.Cause(ctx)
 		}
-		if err := put(o.role, i, p); err != nil {
+		taker := begin(o.role, i)
+		for part := range slices.Chunk(p, 100_000) {
+			taker.Add(part)
+		}
+		if err := taker.Put(); err != nil {
 			return err
 		}
 		if lacking.Count() == 0 {

@@ -147,7 +147,7 @@ type swarm struct {
 	hang  bool          // sends nothing
 }
 
-func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, put peer.Put, progress func(int)) error {
+func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, begin peer.Begin, progress func(int)) error {
 	if s.err != nil {
 		return s.err
 	}
@@ -161,18 +161,20 @@ func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.L
 		if s.flip {
 			p[0] ^= 1
 		}
+		taker := begin(identity.RoleNode, i)
 		for part := range slices.Chunk(p, 64<<10) {
 			pass(s.each)
+			taker.Add(part)
 			progress(len(part))
 		}
-		if err := put(identity.RoleNode, i, p); err != nil {
+		if err := taker.Put(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *swarm) ReadSome(context.Context, peer.Holder, blob.Digest, blob.Layout, *blob.Bitmap, int, peer.Put) error {
+func (s *swarm) ReadSome(context.Context, peer.Holder, blob.Digest, blob.Layout, *blob.Bitmap, int, peer.Begin) error {
 	return peer.ErrMissing
 }
 
