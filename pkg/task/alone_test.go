@@ -214,3 +214,29 @@ func TestSchedulerTakesOver(t *testing.T) {
 		}
 	})
 }
+
+// A seed reads no further ahead than nodes take what it reads, but where no scheduler
+// tells them what there is.
+func TestSeedWaitsForItsReaders(t *testing.T) {
+	for joined, most := range map[bool]int{true: 5 << 20, false: 16 << 20} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newTown(t, 64)
+			seed := w.settle("seed", identity.RoleSeed)
+			seed.scheduler.mu.Lock()
+			seed.joined = joined
+			seed.scheduler.mu.Unlock()
+			seed.Handle(control.Lease{ID: 1, Digest: w.d, Layout: w.l, Run: w.l.All(),
+				Origin: &damselflyv1.Origin{Kind: damselflyv1.Origin_KIND_BLOB, Registry: "r.example.com", Repository: "app"}})
+			taken := 0
+			for ; taken < 40; taken++ {
+				pass(2 * pieceTime)
+				seed.Given(w.d, blob.Run{First: taken, Count: 1})
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if ahead := w.served - taken*blob.MinPieceLength; ahead > most || most > 8<<20 && ahead < 5<<20 {
+				t.Errorf("with a scheduler %v: %d bytes ahead of those who take them", joined, ahead)
+			}
+		})
+	}
+}

@@ -222,7 +222,9 @@ func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header ht
 		defer close(line)
 		defer func() { _ = body.Close() }() // read to where it was wanted
 		for i := run.First; i < run.End(); i++ {
-			t.lead.wait(ctx)
+			if m.scheduler.Joined(t.digest) {
+				t.lead.wait(ctx)
+			} // else nodes have to find the pieces: the more there are, the sooner
 			buf := m.buffer(int(l.PieceLength()))
 			*buf = (*buf)[:l.Length(i)]
 			if _, err := io.ReadFull(body, *buf); err != nil {
