@@ -14,8 +14,9 @@ const (
 	// take more, what they take in leadTime.
 	leastLead = 4 << 20
 	leadTime  = 500 * time.Millisecond
-	// leadPatience is how long it waits for them to take something new. Nodes that take
-	// nothing, or that are not there, keep no read from its end.
+	// leadPatience is how long it waits for them to take something new. What they leave
+	// by then they have, or do not want, and it counts no more; from then on it may have
+	// twice as much. So nodes that want parts, or are not there, cost a read a few waits.
 	leadPatience = 250 * time.Millisecond
 	// leadWindow is over how long what they take is measured.
 	leadWindow = time.Second
@@ -29,7 +30,8 @@ type lead struct {
 
 	mu      sync.Mutex
 	given   *blob.Bitmap // pieces that another node was given
-	ahead   int64        // bytes read that nobody was given
+	ahead   int64        // bytes read that nobody was given, and that still count
+	least   int64        // of these it may always have so many
 	last    time.Time    // when somebody was given something new
 	since   time.Time    // when the present window began
 	now     int64        // bytes given in it
@@ -46,7 +48,7 @@ func (m *Manager) lead(l blob.Layout) *lead {
 }
 
 func newLead(l blob.Layout) *lead {
-	return &lead{layout: l, given: blob.NewBitmap(l.Pieces()), changed: make(chan struct{})}
+	return &lead{layout: l, given: blob.NewBitmap(l.Pieces()), least: leastLead, changed: make(chan struct{})}
 }
 
 // read notes that piece i has come from the origin.
@@ -99,12 +101,8 @@ func (l *lead) wait(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		l.mu.Lock()
-		most := max(leastLead, int64(float64(max(l.now, l.before))*leadTime.Seconds()/leadWindow.Seconds()))
-		rest := leadPatience - time.Since(l.last)
-		changed, held := l.changed, l.ahead >= most && rest > 0
-		l.mu.Unlock()
-		if !held {
+		rest, changed := l.due()
+		if rest <= 0 {
 			return
 		}
 		timer.Reset(rest)
@@ -115,6 +113,21 @@ func (l *lead) wait(ctx context.Context) {
 		case <-timer.C:
 		}
 	}
+}
+
+// due is how long the next piece has to wait, unless changed is closed before.
+func (l *lead) due() (rest time.Duration, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken := max(l.now, l.before)
+	if l.ahead < max(l.least, int64(float64(taken)*leadTime.Seconds()/leadWindow.Seconds())) {
+		return 0, nil
+	}
+	rest = leadPatience - time.Since(l.last)
+	if rest <= 0 {
+		l.ahead, l.least = 0, min(2*l.least, l.layout.Size())
+	}
+	return rest, l.changed
 }
 
 // Given implements peer.Tasks.

@@ -96,6 +96,33 @@ func TestLeadIsNotWaitedForInVain(t *testing.T) {
 	})
 }
 
+// Nodes that want only parts of what is read, or have the rest, do not make its read
+// slow.
+func TestLeadOfWhatIsNotWanted(t *testing.T) {
+	for name, wanted := range map[string]func(i, pieces int) bool{
+		"the second half": func(i, pieces int) bool { return i >= pieces/2 },
+		"every other":     func(i, _ int) bool { return i%2 == 0 },
+		"few":             func(i, _ int) bool { return i%50 == 0 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newTestLead(t, 1<<30)
+				started, pieces := time.Now(), l.layout.Pieces()
+				for i := range pieces {
+					l.wait(t.Context())
+					l.read(i)
+					if wanted(i, pieces) {
+						l.give(blob.Run{First: i, Count: 1})
+					}
+				}
+				if waited := time.Since(started); waited > 9*leadPatience { // 1 GiB is 2^8 times leastLead
+					t.Errorf("waited %v for nodes that want no more", waited)
+				}
+			})
+		})
+	}
+}
+
 func TestLeadEndsWithItsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestLead(t, 64<<20)
