@@ -99,10 +99,13 @@ func TestLeadIsNotWaitedForInVain(t *testing.T) {
 // Nodes that want only parts of what is read, or have the rest, do not make its read
 // slow.
 func TestLeadOfWhatIsNotWanted(t *testing.T) {
-	for name, wanted := range map[string]func(i, pieces int) bool{
-		"the second half": func(i, pieces int) bool { return i >= pieces/2 },
-		"every other":     func(i, _ int) bool { return i%2 == 0 },
-		"few":             func(i, _ int) bool { return i%50 == 0 },
+	for name, c := range map[string]struct {
+		wanted func(i, pieces int) bool
+		waits  time.Duration
+	}{
+		"the second half": {func(i, pieces int) bool { return i >= pieces/2 }, 1},
+		"every other":     {func(i, _ int) bool { return i%2 == 0 }, 9}, // 1 GiB is 2^8 times leastLead
+		"few":             {func(i, _ int) bool { return i%50 == 0 }, 9},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -111,11 +114,11 @@ func TestLeadOfWhatIsNotWanted(t *testing.T) {
 				for i := range pieces {
 					l.wait(t.Context())
 					l.read(i)
-					if wanted(i, pieces) {
+					if c.wanted(i, pieces) {
 						l.give(blob.Run{First: i, Count: 1})
 					}
 				}
-				if waited := time.Since(started); waited > 9*leadPatience { // 1 GiB is 2^8 times leastLead
+				if waited := time.Since(started); waited > c.waits*leadPatience {
 					t.Errorf("waited %v for nodes that want no more", waited)
 				}
 			})
