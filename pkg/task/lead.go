@@ -14,9 +14,9 @@ const (
 	// take more, what they take in leadTime.
 	leastLead = 4 << 20
 	leadTime  = 500 * time.Millisecond
-	// leadPatience is how long it waits for them to take something new. What they leave
-	// by then they have, or do not want, and it counts no more; from then on it may have
-	// twice as much. So nodes that want parts, or are not there, cost a read a few waits.
+	// leadPatience is how long it waits for them to take something new. When they have
+	// not by then, they have the rest or do not want it, and the read may have twice as
+	// much from then on. So nodes that want parts, or go, cost a read a few waits.
 	leadPatience = 250 * time.Millisecond
 	// leadWindow is over how long what they take is measured.
 	leadWindow = time.Second
@@ -30,9 +30,9 @@ type lead struct {
 
 	mu      sync.Mutex
 	given   *blob.Bitmap // pieces that another node was given
-	ahead   int64        // bytes read that nobody was given, and that still count
+	ahead   int64        // bytes read, since somebody was given the first, that nobody was given
 	least   int64        // of these it may always have so many
-	last    time.Time    // when somebody was given something new
+	last    time.Time    // when somebody was given something new; zero: never
 	since   time.Time    // when the present window began
 	now     int64        // bytes given in it
 	before  int64        // and in the one before
@@ -58,7 +58,7 @@ func (l *lead) read(i int) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.given.Has(i) {
+	if !l.last.IsZero() && !l.given.Has(i) {
 		l.ahead += l.layout.Length(i)
 	}
 }
@@ -125,7 +125,7 @@ func (l *lead) due() (rest time.Duration, changed <-chan struct{}) {
 	}
 	rest = leadPatience - time.Since(l.last)
 	if rest <= 0 {
-		l.ahead, l.least = 0, min(2*l.least, l.layout.Size())
+		l.least = min(2*l.least, l.layout.Size())
 	}
 	return rest, l.changed
 }

@@ -9,13 +9,13 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 )
 
-// readAll reads pieces as fast as lead lets it, until ctx ends or all are read, and
+// readAll reads pieces from one on as fast as lead lets it, until ctx ends or all are read, and
 // returns how many it has read.
-func readAll(ctx context.Context, l *lead, pieces int) (read func() int) {
+func readAll(ctx context.Context, l *lead, from, pieces int) (read func() int) {
 	n := make(chan int, 1)
 	n <- 0
 	go func() {
-		for i := range pieces {
+		for i := from; i < pieces; i++ {
 			l.wait(ctx)
 			if ctx.Err() != nil {
 				return
@@ -51,10 +51,15 @@ func TestLeadIsBounded(t *testing.T) {
 				l := newTestLead(t, 1<<30)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				l.give(blob.Run{Count: 1})
-				read := readAll(ctx, l, l.layout.Pieces())
+				const unwanted = 100 // pieces before those that nodes want
+				for i := range unwanted {
+					l.wait(ctx)
+					l.read(i)
+				}
+				l.give(blob.Run{First: unwanted, Count: 1})
+				read := readAll(ctx, l, unwanted, l.layout.Pieces())
 				perSecond := int64(time.Second/every) * l.layout.PieceLength()
-				for given := 1; given < 900; given++ {
+				for given := unwanted + 1; given < 900; given++ {
 					time.Sleep(every)
 					l.give(blob.Run{First: given, Count: 1})
 					ahead := int64(read()-given) * l.layout.PieceLength()
@@ -75,13 +80,13 @@ func TestLeadIsNotWaitedForInVain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestLead(t, 64<<20)
 		all := l.layout.Pieces()
-		if got := readAll(t.Context(), l, all)(); got != all {
+		if got := readAll(t.Context(), l, 0, all)(); got != all {
 			t.Errorf("read %d of %d pieces for nobody", got, all)
 		}
 
 		l = newTestLead(t, 64<<20)
 		l.give(blob.Run{Count: 2})
-		read := readAll(t.Context(), l, all)
+		read := readAll(t.Context(), l, 0, all)
 		for range 10 {
 			time.Sleep(leadPatience / 11)
 			l.give(blob.Run{Count: 2})
@@ -103,7 +108,8 @@ func TestLeadOfWhatIsNotWanted(t *testing.T) {
 		wanted func(i, pieces int) bool
 		waits  time.Duration
 	}{
-		"the second half": {func(i, pieces int) bool { return i >= pieces/2 }, 1},
+		"the second half": {func(i, pieces int) bool { return i >= pieces/2 }, 0},
+		"both ends":       {func(i, pieces int) bool { return i < 8 || i >= pieces/2 }, 1},
 		"every other":     {func(i, _ int) bool { return i%2 == 0 }, 9}, // 1 GiB is 2^8 times leastLead
 		"few":             {func(i, _ int) bool { return i%50 == 0 }, 9},
 	} {
@@ -131,7 +137,7 @@ func TestLeadEndsWithItsRead(t *testing.T) {
 		l := newTestLead(t, 64<<20)
 		l.give(blob.Run{Count: 1})
 		ctx, cancel := context.WithCancel(t.Context())
-		readAll(ctx, l, l.layout.Pieces())()
+		readAll(ctx, l, 0, l.layout.Pieces())()
 		started := time.Now()
 		cancel()
 		l.wait(ctx)
