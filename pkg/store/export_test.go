@@ -97,6 +97,8 @@ type Sidecar struct {
 	Sealed, Pinned bool
 	Held           *blob.Bitmap
 	Chain          *blob.Chain
+
+	Shared, Adopted bool
 }
 
 func DecodeSidecar(d blob.Digest, p []byte) (*Sidecar, error) {
@@ -104,11 +106,11 @@ func DecodeSidecar(d blob.Digest, p []byte) (*Sidecar, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Sidecar{m.layout, m.sealed, m.pinned, m.held, m.chain}, nil
+	return &Sidecar{m.layout, m.sealed, m.pinned, m.held, m.chain, m.shared, m.adopted}, nil
 }
 
 func (m *Sidecar) Encode(d blob.Digest) []byte {
-	s := sidecar{header: header{digest: d, layout: m.Layout, sealed: m.Sealed, pinned: m.Pinned}, held: m.Held, chain: m.Chain}
+	s := sidecar{header: header{digest: d, layout: m.Layout, sealed: m.Sealed, pinned: m.Pinned, shared: m.Shared, adopted: m.Adopted}, held: m.Held, chain: m.Chain}
 	return s.encode()
 }
 

@@ -36,7 +36,8 @@ func TestSidecarRoundTrip(t *testing.T) {
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		c := rapid.SampledFrom(contents).Draw(t, "content")
-		m := &store.Sidecar{Layout: c.Layout, Pinned: rapid.Bool().Draw(t, "pinned"), Held: blob.NewBitmap(c.Layout.Pieces()), Chain: blob.NewChain(c.Digest, c.Layout)}
+		m := &store.Sidecar{Layout: c.Layout, Pinned: rapid.Bool().Draw(t, "pinned"), Held: blob.NewBitmap(c.Layout.Pieces()), Chain: blob.NewChain(c.Digest, c.Layout),
+			Shared: rapid.Bool().Draw(t, "shared"), Adopted: rapid.Bool().Draw(t, "adopted")}
 		size := c.Digest.LinkSize()
 		for i := 1; i < c.Layout.Pieces(); i++ {
 			if rapid.Bool().Draw(t, "known") {
@@ -54,7 +55,7 @@ func TestSidecarRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Sealed != m.Sealed || got.Pinned != m.Pinned || got.Layout != m.Layout || !bytes.Equal(got.Encode(c.Digest), data) {
+		if got.Sealed != m.Sealed || got.Pinned != m.Pinned || got.Shared != m.Shared || got.Adopted != m.Adopted || got.Layout != m.Layout || !bytes.Equal(got.Encode(c.Digest), data) {
 			t.Fatalf("decoded %+v", got)
 		}
 		for i := range c.Layout.Pieces() {

@@ -106,7 +106,7 @@ func TestLeadIsNotWaitedForInVain(t *testing.T) {
 func TestLeadOfWhatIsNotWanted(t *testing.T) {
 	for name, c := range map[string]struct {
 		wanted func(i, pieces int) bool
-		waits  time.Duration
+		waits  int
 	}{
 		"the second half": {func(i, pieces int) bool { return i >= pieces/2 }, 0},
 		"both ends":       {func(i, pieces int) bool { return i < 8 || i >= pieces/2 }, 1},
@@ -124,7 +124,7 @@ func TestLeadOfWhatIsNotWanted(t *testing.T) {
 						l.give(blob.Run{First: i, Count: 1})
 					}
 				}
-				if waited := time.Since(started); waited > c.waits*leadPatience {
+				if waited := time.Since(started); waited > time.Duration(c.waits)*leadPatience {
 					t.Errorf("waited %v for nodes that want no more", waited)
 				}
 			})
