@@ -156,7 +156,7 @@ func (nobody) Meet(blob.Digest, peer.Holder) {}
 
 // Company implements peer.Tasks.
 func (nobody) Company(blob.Digest) peer.Company { return peer.Company{} }
-func (nobody) Given(blob.Digest, blob.Run)      {}
+func (nobody) Given(blob.Digest, int)           {}
 
 // newIdentity gives this process a key and a certificate of the bench's cluster.
 func newIdentity(dir, name string) (*identity.Identity, error) {

@@ -51,8 +51,8 @@ func fullDisk(ctx context.Context, w *world) error {
 	watch.Wait()
 	var slow time.Duration
 	for i, g := range w.guests {
-		// store.keepFree of it, 10 % by default, is not taken.
-		w.must(least[i] < 0.12, "the disk of %s never was full: %.0f %% were free", g.member.Name, 100*least[i])
+		// store.keepFree of it, 10 % by default and a little more, is not taken.
+		w.must(least[i] < 0.15, "the disk of %s never was full: %.0f %% were free", g.member.Name, 100*least[i])
 		slow = max(slow, w.nodeTime(g.member.Name))
 	}
 	w.figure("full_ratio", over(slow, w.bound()))

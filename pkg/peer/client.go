@@ -207,6 +207,10 @@ func (r *reading) piece(l blob.Layout, may func(i int) bool, begin Begin) error 
 		if int64(in.piece) != int64(i) || int64(in.offset) != int64(got) || in.length > length-got {
 			return fmt.Errorf("%w: %s: chunk %d+%d of piece %d, want piece %d from %d", ErrMalformed, r.h.ID, in.offset, in.length, in.piece, i, got)
 		}
+		// Parts are kept as they came, with what they came in: crumbs would fill the memory.
+		if in.length < min(leastChunk, length-got) {
+			return fmt.Errorf("%w: %s: a chunk of %d bytes of piece %d", ErrMalformed, r.h.ID, in.length, i)
+		}
 		for _, b := range in.buffers[in.first:] {
 			taker.Add(b.ReadOnlyData()[in.skip:])
 			in.skip = 0

@@ -54,7 +54,7 @@ func (t *tasks) Meet(_ blob.Digest, h peer.Holder) {
 }
 
 func (t *tasks) Company(blob.Digest) peer.Company { return t.company }
-func (t *tasks) Given(blob.Digest, blob.Run)      {}
+func (t *tasks) Given(blob.Digest, int)           {}
 
 // holder serves a store over real TLS on loopback.
 type holder struct {

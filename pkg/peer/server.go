@@ -71,8 +71,8 @@ type Tasks interface {
 	Meet(blob.Digest, Holder)
 	// Company is how this node stands to a blob, and who else is after it.
 	Company(blob.Digest) Company
-	// Given hears that another node is sent pieces from now on, which are held.
-	Given(blob.Digest, blob.Run)
+	// Given hears that another node is sent a piece from now on.
+	Given(d blob.Digest, piece int)
 }
 
 // Company is how a node stands to a blob: it reads the origin, a client of it waits;
@@ -265,7 +265,6 @@ func (s *Server) pieces(b *store.Blob, req *damselflyv1.ReadRequest) iter.Seq[in
 	if req.GetRun() != nil {
 		run := runOf(req.GetRun())
 		s.sends.add(b.Digest(), b.Layout().Pieces(), run)
-		s.tasks.Given(b.Digest(), run)
 		return func(yield func(int) bool) {
 			for i := run.First; i < run.End() && yield(i); i++ {
 			}
@@ -277,11 +276,7 @@ func (s *Server) pieces(b *store.Blob, req *damselflyv1.ReadRequest) iter.Seq[in
 			asked.Set(i)
 		}
 	}
-	chosen := s.sends.least(b.Digest(), asked, int(max(req.GetMost(), 1)))
-	for _, i := range chosen {
-		s.tasks.Given(b.Digest(), blob.Run{First: i, Count: 1})
-	}
-	return slices.Values(chosen)
+	return slices.Values(s.sends.least(b.Digest(), asked, int(max(req.GetMost(), 1))))
 }
 
 func (s *Server) sendPiece(t *turn, i int) error {
@@ -300,6 +295,9 @@ func (s *Server) sendPiece(t *turn, i int) error {
 				return status.Errorf(codes.NotFound, "piece %d is not here", i)
 			}
 			return status.Errorf(codes.Unavailable, "piece %d cannot be read here", i)
+		}
+		if off == 0 {
+			s.tasks.Given(b.Digest(), i)
 		}
 		// SendMsg takes over the reference whether it succeeds or not.
 		if err := t.stream.SendMsg(&outgoing{piece: uint32(i), offset: uint32(off), data: mem.NewBuffer(buf, s.pool)}); err != nil {

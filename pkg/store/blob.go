@@ -25,7 +25,6 @@ type Blob struct {
 	store  *Store
 	digest blob.Digest
 	layout blob.Layout
-	inPart bool // the disk has no room for all of it; set before others know the blob
 
 	// elem, lastUse, used and free belong to the store's mu.
 	elem    *list.Element
@@ -47,6 +46,7 @@ type Blob struct {
 	refs     int
 	err      error // why the blob has ended, with its name; nil while it lives
 	pinned   bool
+	inPart   bool // no room for all of it was set aside on the disk; does not change once it is loaded
 	loaded   bool // held and claimed are known
 	sealed   bool
 	frozen   bool         // the data may be a file of a runtime: nobody writes to it

@@ -53,6 +53,14 @@ func (b *Blob) create() error {
 	}
 	empty := b.sealed
 	b.mu.Unlock()
+	if err != nil {
+		// Who waits for the lock begins anew, and does not take the blob for damaged.
+		b.store.mu.Lock()
+		if !b.store.closed {
+			b.store.doomLocked(b, ErrRemoved, "")
+		}
+		b.store.mu.Unlock()
+	}
 	b.disk.Unlock()
 	if err == nil && empty {
 		err = b.Seal()

@@ -151,7 +151,7 @@ func (s *Store) makeRoomLocked(d blob.Digest, size int64) ([]*Blob, error) {
 		leaving = append(leaving, b)
 		need -= b.costLocked()
 	}
-	victims, free, pinned, inUse := s.victimsLocked(need, 0)
+	victims, free, pinned, inUse := s.victimsLocked(need, 0, false)
 	if free < need {
 		return nil, fmt.Errorf("store: create %s: %w: %d bytes needed, the limit is %d, of which %d are pinned and %d in use; raise the limit, unpin blobs or try again later",
 			d, ErrNoSpace, size, limit, pinned, inUse)
@@ -163,9 +163,9 @@ func (s *Store) makeRoomLocked(d blob.Digest, size int64) ([]*Blob, error) {
 }
 
 // victimsLocked picks unused blobs, least recently used first, until they hold
-// need bytes and are count or more. It returns their bytes, and those of blobs
+// need bytes and are count or more: as the limit counts them, or what the disk gets. It returns their bytes, and those of blobs
 // passed over.
-func (s *Store) victimsLocked(need int64, count int) (victims []*Blob, free, pinned, inUse int64) {
+func (s *Store) victimsLocked(need int64, count int, onDisk bool) (victims []*Blob, free, pinned, inUse int64) {
 	for e := s.lru.Front(); e != nil && (free < need || len(victims) < count); e = e.Next() {
 		b := e.Value.(*Blob)
 		size := b.costLocked()
@@ -173,6 +173,9 @@ func (s *Store) victimsLocked(need int64, count int) (victims []*Blob, free, pin
 			continue // evicting it would give nothing
 		}
 		b.mu.Lock()
+		if onDisk && b.inPart && b.held != nil {
+			size = int64(b.held.Count()) * b.layout.PieceLength()
+		}
 		switch {
 		case b.pinned:
 			pinned += size
@@ -194,7 +197,7 @@ func (s *Store) shrink() {
 		return
 	}
 	s.mu.Lock()
-	victims, _, _, _ := s.victimsLocked(s.used-s.cfg.MaxBytes, 0)
+	victims, _, _, _ := s.victimsLocked(s.used-s.cfg.MaxBytes, 0, false)
 	for _, b := range victims {
 		s.doomLocked(b, ErrRemoved, evictLimit)
 	}
@@ -211,7 +214,7 @@ func (s *Store) evictForDisk(need int64) bool {
 		s.mu.Unlock()
 		return false
 	}
-	victims, _, _, _ := s.victimsLocked(need, 0)
+	victims, _, _, _ := s.victimsLocked(need, 0, true)
 	for _, b := range victims {
 		s.doomLocked(b, ErrRemoved, evictFull)
 	}
@@ -240,7 +243,7 @@ func (s *Store) makeDiskRoom(size, evicted int64) int64 {
 		need = max(1, size-evicted)
 	}
 	s.mu.Lock()
-	_, free, _, _ := s.victimsLocked(need, 0)
+	_, free, _, _ := s.victimsLocked(need, 0, true)
 	s.mu.Unlock()
 	if free < need || !s.evictForDisk(need) {
 		return 0

@@ -97,10 +97,16 @@ func (b *Blob) setAside(f *file) error {
 	return nil
 }
 
-// roomFor tells whether n more bytes leave Config.KeepFree of the disk free.
+// roomFor tells whether n more bytes leave as much of the disk free as evicting for
+// Config.KeepFree would: or tend would evict for what they take. Where the disk does
+// not tell, a write will.
 func (s *Store) roomFor(n int64) bool {
 	disk, err := s.disk()
-	return err == nil && disk.Free-n >= share(disk.Bytes, s.cfg.KeepFree)
+	percent := s.cfg.KeepFree
+	if percent > 0 {
+		percent += spareFree
+	}
+	return err != nil || disk.Free-n >= share(disk.Bytes, percent)
 }
 
 // allocate takes the first size bytes of the file on the disk, without changing how
@@ -167,7 +173,7 @@ func (s *Store) tend() {
 	}
 	n, files := disk.lacksBytes(s.cfg.KeepFree+spareFree), disk.lacksFiles(s.cfg.KeepFree+spareFree)
 	s.evict(evictLow, func() []*Blob {
-		victims, _, _, _ := s.victimsLocked(n, int((files+filesOfBlob-1)/filesOfBlob))
+		victims, _, _, _ := s.victimsLocked(n, int((files+filesOfBlob-1)/filesOfBlob), true)
 		return victims
 	})
 }
@@ -221,6 +227,6 @@ func (s *Store) aboveLimitLocked() []*Blob {
 	for b := range s.leaving {
 		need -= b.costLocked()
 	}
-	victims, _, _, _ := s.victimsLocked(need, 0)
+	victims, _, _, _ := s.victimsLocked(need, 0, false)
 	return victims
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 	"github.com/damselfly-p2p/damselfly/pkg/store/storetest"
@@ -216,7 +218,7 @@ func TestFullDiskRefusesAtOnce(t *testing.T) {
 // they leave free what others are to have, and no other blob goes for them.
 func TestDiskTooSmallKeepsAPart(t *testing.T) {
 	disk := store.Disk{Bytes: 10 * pieceLength, Free: 10 * pieceLength, Files: 100, FreeFiles: 50}
-	s, err := store.OpenTapped(store.Config{Dir: t.TempDir(), KeepFree: 20}, nil,
+	s, err := store.OpenTapped(store.Config{Dir: t.TempDir(), KeepFree: 18}, nil,
 		func(op store.Operation, data *[]byte, _ int64, do func() error) error {
 			switch {
 			case op.Kind == "allocate" && disk.Free < 6*pieceLength:
@@ -250,6 +252,85 @@ func TestDiskTooSmallKeepsAPart(t *testing.T) {
 	disk.Free = 3*pieceLength - 1
 	_, err = s.Create(storetest.Random(t, 3, 8*pieceLength).Digest, 8*pieceLength)
 	wantError(t, "create where not one piece has room", err, store.ErrNoSpace)
+}
+
+// TestPartStaysAPart: a restart does not make a blob for which there is no room one that
+// takes all there is, and other blobs go by what the disk gets of them.
+func TestPartStaysAPart(t *testing.T) {
+	disk := store.Disk{Bytes: 20 * pieceLength, Free: 6 * pieceLength, Files: 100, FreeFiles: 50}
+	tap := func(op store.Operation, data *[]byte, _ int64, do func() error) error {
+		switch {
+		case op.Kind == "allocate" && disk.Free < 8*pieceLength:
+			return syscall.ENOSPC
+		case op.Kind == "write" && len(*data) == pieceLength:
+			disk.Free -= pieceLength
+		}
+		return do()
+	}
+	cfg := store.Config{Dir: t.TempDir(), KeepFree: 18}
+	s, err := store.OpenTapped(cfg, nil, tap)
+	must(t, err)
+	ask := func() (store.Disk, error) { return disk, nil }
+	s.FakeDisk(ask)
+	c, other := storetest.Random(t, 1, 8*pieceLength), storetest.Random(t, 2, 4*pieceLength)
+	b := create(t, s, c)
+	must(t, b.Extend(0, c.Piece(0)))
+	must(t, b.Extend(1, c.Piece(1)))
+	b.Release()
+	closeStore(t, s)
+	s, err = store.OpenTapped(cfg, nil, tap)
+	must(t, err)
+	defer closeStore(t, s)
+	s.FakeDisk(ask)
+	b = create(t, s, c)
+	wantError(t, "piece for which there is no room after a restart", b.Extend(2, c.Piece(2)), store.ErrNoSpace)
+	b.Release()
+
+	// Two pieces are all that the disk would get, so it is left in peace.
+	disk.Free = pieceLength
+	_, err = s.Create(other.Digest, other.Size())
+	wantError(t, "create", err, store.ErrNoSpace)
+	if got := holds(s, c); got != "0" {
+		t.Errorf("holds %s", got)
+	}
+}
+
+// TestCreatesAtOnceOnASmallDisk: who waits for a creation that finds no room does not
+// take what it leaves for damage, and gets the blob as the other does.
+func TestCreatesAtOnceOnASmallDisk(t *testing.T) {
+	disk := store.Disk{Bytes: 10 * pieceLength, Free: 4 * pieceLength, Files: 100, FreeFiles: 50}
+	waits := make(chan struct{})
+	core, logs := observer.New(zap.InfoLevel)
+	var s *store.Store
+	var wg sync.WaitGroup
+	c := storetest.Random(t, 1, 6*pieceLength)
+	second := sync.OnceFunc(func() {
+		wg.Go(func() {
+			close(waits)
+			b, err := s.Create(c.Digest, c.Size())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			b.Release()
+		})
+		<-waits
+	})
+	s, err := store.OpenTapped(store.Config{Dir: t.TempDir()}, zap.New(core), func(op store.Operation, _ *[]byte, _ int64, do func() error) error {
+		if op.Kind == "allocate" {
+			second()
+			return syscall.ENOSPC
+		}
+		return do()
+	})
+	must(t, err)
+	defer closeStore(t, s)
+	s.FakeDisk(func() (store.Disk, error) { return disk, nil })
+	create(t, s, c).Release()
+	wg.Wait()
+	for _, e := range logs.All() {
+		t.Errorf("logged %s", e.Message)
+	}
 }
 
 func TestDiscardSparesWhatIsInUse(t *testing.T) {

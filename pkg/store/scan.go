@@ -145,6 +145,7 @@ func (s *Store) adopt(f *found) (*Blob, error) {
 		b.named = false
 	}
 	b.sealed, b.synced, b.found, b.loaded = sealed, sealed, sealed, sealed
+	b.inPart = !sealed // nothing says that its room was set aside
 	b.changed = info.ModTime()
 	b.frozen = h.shared && b.named
 	b.adopted, b.free = h.adopted && b.frozen, b.frozen

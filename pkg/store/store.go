@@ -234,7 +234,9 @@ func (s *Store) Create(d blob.Digest, size int64) (*Blob, error) {
 			continue
 		}
 		if fresh {
+			b.mu.Lock()
 			b.inPart = inPart
+			b.mu.Unlock()
 			err := b.create()
 			if err == nil {
 				s.wakeRun()

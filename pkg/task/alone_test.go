@@ -230,7 +230,7 @@ func TestSeedWaitsForItsReaders(t *testing.T) {
 			taken := 0
 			for ; taken < 40; taken++ {
 				pass(2 * pieceTime)
-				seed.Given(w.d, blob.Run{First: taken, Count: 1})
+				seed.Given(w.d, taken)
 			}
 			w.mu.Lock()
 			defer w.mu.Unlock()

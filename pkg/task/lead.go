@@ -18,6 +18,9 @@ const (
 	// not by then, they have the rest or do not want it, and the read may have twice as
 	// much from then on. So nodes that want parts, or go, cost a read a few waits.
 	leadPatience = 250 * time.Millisecond
+	// leadRate is what they take in a window at least, in bytes: those that are slower
+	// must not keep a place at the origin's host from others.
+	leadRate = 4 << 20
 	// leadWindow is over how long what they take is measured.
 	leadWindow = time.Second
 )
@@ -30,7 +33,8 @@ type lead struct {
 
 	mu      sync.Mutex
 	given   *blob.Bitmap // pieces that another node was given
-	ahead   int64        // bytes read, since somebody was given the first, that nobody was given
+	counted *blob.Bitmap // pieces read since the first was given, and not given before
+	ahead   int64        // bytes of counted pieces that nobody was given
 	least   int64        // of these it may always have so many
 	last    time.Time    // when somebody was given something new; zero: never
 	since   time.Time    // when the present window began
@@ -48,7 +52,7 @@ func (m *Manager) lead(l blob.Layout) *lead {
 }
 
 func newLead(l blob.Layout) *lead {
-	return &lead{layout: l, given: blob.NewBitmap(l.Pieces()), least: leastLead, changed: make(chan struct{})}
+	return &lead{layout: l, given: blob.NewBitmap(l.Pieces()), counted: blob.NewBitmap(l.Pieces()), least: leastLead, changed: make(chan struct{})}
 }
 
 // read notes that piece i has come from the origin.
@@ -58,27 +62,22 @@ func (l *lead) read(i int) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.last.IsZero() && !l.given.Has(i) {
+	if !l.last.IsZero() && !l.given.Has(i) && l.counted.Set(i) {
 		l.ahead += l.layout.Length(i)
 	}
 }
 
-// give notes that another node is given the pieces of run, which are held.
-func (l *lead) give(run blob.Run) {
+// give notes that another node is given piece i.
+func (l *lead) give(i int) {
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, fresh := time.Now(), int64(0)
-	for i := max(run.First, 0); i < min(run.End(), l.layout.Pieces()); i++ {
-		if l.given.Set(i) {
-			fresh += l.layout.Length(i)
-		}
-	}
-	if fresh == 0 {
+	if !l.given.Set(i) {
 		return
 	}
+	now, fresh := time.Now(), l.layout.Length(i)
 	if passed := now.Sub(l.since); passed >= leadWindow {
 		l.before = 0
 		if passed < 2*leadWindow {
@@ -87,7 +86,9 @@ func (l *lead) give(run blob.Run) {
 		l.now, l.since = 0, now
 	}
 	l.now += fresh
-	l.ahead = max(0, l.ahead-fresh)
+	if l.counted.Has(i) {
+		l.ahead -= fresh
+	}
 	l.last = now
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -120,6 +121,9 @@ func (l *lead) due() (rest time.Duration, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	taken := max(l.now, l.before)
+	if taken < leadRate {
+		return 0, nil
+	}
 	if l.ahead < max(l.least, int64(float64(taken)*leadTime.Seconds()/leadWindow.Seconds())) {
 		return 0, nil
 	}
@@ -131,11 +135,11 @@ func (l *lead) due() (rest time.Duration, changed <-chan struct{}) {
 }
 
 // Given implements peer.Tasks.
-func (m *Manager) Given(d blob.Digest, run blob.Run) {
+func (m *Manager) Given(d blob.Digest, piece int) {
 	m.mu.Lock()
 	t := m.tasks[d]
 	m.mu.Unlock()
 	if t != nil {
-		t.lead.give(run)
+		t.lead.give(piece)
 	}
 }

@@ -33,6 +33,31 @@ func readAll(ctx context.Context, l *lead, from, pieces int) (read func() int) {
 	}
 }
 
+// primed is how many pieces nodes take at once until a read waits for them.
+const primed = leadRate / blob.MinPieceLength
+
+func giveAll(l *lead, first, count int) {
+	for i := range count {
+		l.give(first + i)
+	}
+}
+
+// Slow nodes hold no read up: others wait for its place at the host.
+func TestLeadLeavesSlowNodesBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLead(t, 64<<20)
+		l.give(0)
+		read := readAll(t.Context(), l, 0, l.layout.Pieces())
+		for i := 1; i < 20; i++ {
+			time.Sleep(leadPatience - time.Millisecond)
+			l.give(i)
+		}
+		if got := read(); got != l.layout.Pieces() {
+			t.Errorf("read %d pieces", got)
+		}
+	})
+}
+
 func newTestLead(t *testing.T, size int64) *lead {
 	t.Helper()
 	l, err := blob.NewLayout(size)
@@ -56,12 +81,12 @@ func TestLeadIsBounded(t *testing.T) {
 					l.wait(ctx)
 					l.read(i)
 				}
-				l.give(blob.Run{First: unwanted, Count: 1})
+				giveAll(l, unwanted, primed)
 				read := readAll(ctx, l, unwanted, l.layout.Pieces())
-				perSecond := int64(time.Second/every) * l.layout.PieceLength()
-				for given := unwanted + 1; given < 900; given++ {
+				perSecond := (int64(time.Second/every) + primed) * l.layout.PieceLength()
+				for given := unwanted + primed; given < 900; given++ {
 					time.Sleep(every)
-					l.give(blob.Run{First: given, Count: 1})
+					l.give(given)
 					ahead := int64(read()-given) * l.layout.PieceLength()
 					if most := max(leastLead, perSecond/2) + l.layout.PieceLength(); ahead > most {
 						t.Fatalf("%d bytes ahead after %d pieces, want %d", ahead, given, most)
@@ -85,14 +110,14 @@ func TestLeadIsNotWaitedForInVain(t *testing.T) {
 		}
 
 		l = newTestLead(t, 64<<20)
-		l.give(blob.Run{Count: 2})
+		giveAll(l, 0, primed)
 		read := readAll(t.Context(), l, 0, all)
 		for range 10 {
 			time.Sleep(leadPatience / 11)
-			l.give(blob.Run{Count: 2})
+			giveAll(l, 0, primed)
 		}
-		if got := read(); got != 2+int(leastLead/l.layout.PieceLength()) {
-			t.Errorf("read %d pieces ahead of those who take two", got)
+		if got := read(); got != primed+int(leastLead/l.layout.PieceLength()) {
+			t.Errorf("read %d pieces ahead of those who take no more", got)
 		}
 		time.Sleep(leadPatience / 10)
 		if got := read(); got != all {
@@ -109,7 +134,7 @@ func TestLeadOfWhatIsNotWanted(t *testing.T) {
 		waits  int
 	}{
 		"the second half": {func(i, pieces int) bool { return i >= pieces/2 }, 0},
-		"both ends":       {func(i, pieces int) bool { return i < 8 || i >= pieces/2 }, 1},
+		"both ends":       {func(i, pieces int) bool { return i < 2*primed || i >= pieces/2 }, 1},
 		"every other":     {func(i, _ int) bool { return i%2 == 0 }, 9}, // 1 GiB is 2^8 times leastLead
 		"few":             {func(i, _ int) bool { return i%50 == 0 }, 9},
 	} {
@@ -121,7 +146,7 @@ func TestLeadOfWhatIsNotWanted(t *testing.T) {
 					l.wait(t.Context())
 					l.read(i)
 					if c.wanted(i, pieces) {
-						l.give(blob.Run{First: i, Count: 1})
+						l.give(i)
 					}
 				}
 				if waited := time.Since(started); waited > time.Duration(c.waits)*leadPatience {
@@ -135,7 +160,7 @@ func TestLeadOfWhatIsNotWanted(t *testing.T) {
 func TestLeadEndsWithItsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newTestLead(t, 64<<20)
-		l.give(blob.Run{Count: 1})
+		giveAll(l, 0, primed)
 		ctx, cancel := context.WithCancel(t.Context())
 		readAll(ctx, l, 0, l.layout.Pieces())()
 		started := time.Now()
