@@ -76,7 +76,7 @@ func TestRogue(t *testing.T) {
 		{"invented bytes", []string{"--lie", "wrong-bytes", "--claim", "sealed"}, false, true},
 		{"has not what it says", []string{"--lie", "missing", "--claim", "pieces"}, false, false},
 		{"has not what it says is whole", []string{"--lie", "missing", "--claim", "sealed"}, false, false},
-		{"a byte a second", []string{"--lie", "trickle"}, true, false},
+		{"a byte a second", []string{"--lie", "trickle"}, true, true}, // no honest node sends crumbs
 		{"hangs", []string{"--lie", "hang"}, true, false},
 		{"hangs and has nothing", []string{"--lie", "hang", "--claim", "sealed"}, false, false},
 	} {

@@ -128,7 +128,7 @@ func FuzzParseTarget(f *testing.F) {
 			if _, err := origin.ParseRepository(target.repository); err != nil {
 				t.Fatalf("%q: %v", path, err)
 			}
-			if target.op != opTags {
+			if target.op != opTags && target.op != opForward {
 				if _, err := origin.ParseReference(target.reference); err != nil {
 					t.Fatalf("%q: %v", path, err)
 				}
