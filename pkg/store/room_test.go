@@ -214,31 +214,43 @@ func TestFullDiskRefusesAtOnce(t *testing.T) {
 	}
 }
 
-// TestDiskTooSmallKeepsAPart: where all of a blob has no room, pieces are kept as long as
-// they leave free what others are to have, and no other blob goes for them.
-func TestDiskTooSmallKeepsAPart(t *testing.T) {
-	disk := store.Disk{Bytes: 10 * pieceLength, Free: 10 * pieceLength, Files: 100, FreeFiles: 50}
-	s, err := store.OpenTapped(store.Config{Dir: t.TempDir(), KeepFree: 18}, nil,
+// tightDisk is a disk on which only pieces take room, and where no room can be set aside
+// once less than enough is free.
+type tightDisk struct {
+	store.Disk
+	enough int64
+}
+
+func (d *tightDisk) open(t *testing.T, dir string) *store.Store {
+	t.Helper()
+	s, err := store.OpenTapped(store.Config{Dir: dir, KeepFree: 18}, nil,
 		func(op store.Operation, data *[]byte, _ int64, do func() error) error {
 			switch {
-			case op.Kind == "allocate" && disk.Free < 6*pieceLength:
+			case op.Kind == "allocate" && d.Free < d.enough:
 				return syscall.ENOSPC
 			case op.Kind == "write" && len(*data) == pieceLength:
-				disk.Free -= pieceLength
+				d.Free -= pieceLength
 			}
 			return do()
 		})
 	must(t, err)
+	s.FakeDisk(func() (store.Disk, error) { return d.Disk, nil })
+	return s
+}
+
+// TestDiskTooSmallKeepsAPart: where all of a blob has no room, pieces are kept as long as
+// they leave free what others are to have, and no other blob goes for them.
+func TestDiskTooSmallKeepsAPart(t *testing.T) {
+	disk := &tightDisk{store.Disk{Bytes: 10 * pieceLength, Free: 10 * pieceLength, Files: 100, FreeFiles: 50}, 6 * pieceLength}
+	s := disk.open(t, t.TempDir())
 	defer closeStore(t, s)
-	s.FakeDisk(func() (store.Disk, error) { return disk, nil })
 	unused, c := storetest.Random(t, 1, pieceLength), storetest.Random(t, 2, 6*pieceLength)
 	storetest.Fill(t, s, unused)
 	disk.Free = 4*pieceLength + 1 // two too few, two for others
 	b := create(t, s, c)
 	must(t, b.Extend(0, c.Piece(0)))
 	must(t, b.Extend(1, c.Piece(1)))
-	err = b.Extend(2, c.Piece(2))
-	wantError(t, "piece for which there is no room", err, store.ErrNoSpace)
+	wantError(t, "piece for which there is no room", b.Extend(2, c.Piece(2)), store.ErrNoSpace)
 	if got := holds(s, unused, c); got != "0 1" || disk.Free != 2*pieceLength+1 || b.Have().Count() != 2 {
 		t.Errorf("holds %s, %d bytes are free", got, disk.Free)
 	}
@@ -250,45 +262,31 @@ func TestDiskTooSmallKeepsAPart(t *testing.T) {
 	b.Release()
 
 	disk.Free = 3*pieceLength - 1
-	_, err = s.Create(storetest.Random(t, 3, 8*pieceLength).Digest, 8*pieceLength)
+	_, err := s.Create(storetest.Random(t, 3, 8*pieceLength).Digest, 8*pieceLength)
 	wantError(t, "create where not one piece has room", err, store.ErrNoSpace)
 }
 
 // TestPartStaysAPart: a restart does not make a blob for which there is no room one that
 // takes all there is, and other blobs go by what the disk gets of them.
 func TestPartStaysAPart(t *testing.T) {
-	disk := store.Disk{Bytes: 20 * pieceLength, Free: 6 * pieceLength, Files: 100, FreeFiles: 50}
-	tap := func(op store.Operation, data *[]byte, _ int64, do func() error) error {
-		switch {
-		case op.Kind == "allocate" && disk.Free < 8*pieceLength:
-			return syscall.ENOSPC
-		case op.Kind == "write" && len(*data) == pieceLength:
-			disk.Free -= pieceLength
-		}
-		return do()
-	}
-	cfg := store.Config{Dir: t.TempDir(), KeepFree: 18}
-	s, err := store.OpenTapped(cfg, nil, tap)
-	must(t, err)
-	ask := func() (store.Disk, error) { return disk, nil }
-	s.FakeDisk(ask)
+	disk := &tightDisk{store.Disk{Bytes: 20 * pieceLength, Free: 6 * pieceLength, Files: 100, FreeFiles: 50}, 8 * pieceLength}
+	dir := t.TempDir()
+	s := disk.open(t, dir)
 	c, other := storetest.Random(t, 1, 8*pieceLength), storetest.Random(t, 2, 4*pieceLength)
 	b := create(t, s, c)
 	must(t, b.Extend(0, c.Piece(0)))
 	must(t, b.Extend(1, c.Piece(1)))
 	b.Release()
 	closeStore(t, s)
-	s, err = store.OpenTapped(cfg, nil, tap)
-	must(t, err)
+	s = disk.open(t, dir)
 	defer closeStore(t, s)
-	s.FakeDisk(ask)
 	b = create(t, s, c)
 	wantError(t, "piece for which there is no room after a restart", b.Extend(2, c.Piece(2)), store.ErrNoSpace)
 	b.Release()
 
 	// Two pieces are all that the disk would get, so it is left in peace.
 	disk.Free = pieceLength
-	_, err = s.Create(other.Digest, other.Size())
+	_, err := s.Create(other.Digest, other.Size())
 	wantError(t, "create", err, store.ErrNoSpace)
 	if got := holds(s, c); got != "0" {
 		t.Errorf("holds %s", got)
