@@ -13,7 +13,7 @@ const (
 	// leastLead is what it may have that no other node was given, in bytes; where nodes
 	// take more, what they take in leadTime.
 	leastLead = 4 << 20
-	leadTime  = 500 * time.Millisecond
+	leadTime  = 250 * time.Millisecond
 	// leadPatience is how long it waits for them to take something new. When they have
 	// not by then, they have the rest or do not want it, and the read may have twice as
 	// much from then on. So nodes that want parts, or go, cost a read a few waits.

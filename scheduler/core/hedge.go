@@ -195,16 +195,21 @@ func (s *State) classify(n *node) {
 		if m.b.active == nil {
 			continue
 		}
-		counted := m.counted
-		s.uncount(m)
-		from := m.tallies
-		m.b.settle(m)
-		if m.rx != nil {
-			s.recount(m, from)
-		}
-		if counted {
-			s.count(m)
-		}
+		s.resettle(m)
+	}
+}
+
+// resettle has m counted where it belongs now.
+func (s *State) resettle(m *member) {
+	counted := m.counted
+	s.uncount(m)
+	from := m.tallies
+	m.b.settle(m)
+	if m.rx != nil {
+		s.recount(m, from)
+	}
+	if counted {
+		s.count(m)
 	}
 }
 

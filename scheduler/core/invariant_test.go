@@ -20,7 +20,11 @@ func checkState(t failing, s *State) {
 		if n == nil {
 			continue
 		}
-		if len(n.up)-n.upFree > n.upMost || len(n.down)-n.downFree > n.downMost || n.upFree > n.upMost || n.downFree > n.downMost {
+		up := n.upMost
+		if !n.seed { // it may have read an origin when they were given
+			up = max(up, min(2*up, readerSlots))
+		}
+		if len(n.up)-n.upFree > up || len(n.down)-n.downFree > n.downMost || n.upFree > n.upMost || n.downFree > n.downMost {
 			t.Fatalf("%s: %d of %d upload and %d of %d download slots", n.id, len(n.up), n.upSlots, len(n.down), n.downSlots)
 		}
 		if spare := !n.barred && len(n.up)-n.upFree < s.uploads(n); spare != n.spare {
@@ -178,12 +182,13 @@ func checkCounts(t failing, b *swarm) {
 	if running != b.running {
 		t.Fatalf("%s: running %d, counted %d", b.digest, running, b.running)
 	}
-	checkTally(t, b, "nodes", b.nodes, func(n *node) bool { return !n.seed && !n.lags })
-	checkTally(t, b, "laggards", b.laggards, func(n *node) bool { return n.lags })
-	checkTally(t, b, "seeds", b.seeds, func(n *node) bool { return n.seed })
+	checkTally(t, b, "nodes", b.nodes, func(m *member) bool { return !feeds(m) && !m.n.lags })
+	checkTally(t, b, "laggards", b.laggards, func(m *member) bool { return m.n.lags && !feeds(m) })
+	checkTally(t, b, "seeds", b.seeds, feeds)
 	for at, tally := range b.places {
-		checkTally(t, b, fmt.Sprint(at), tally, func(n *node) bool {
-			return !n.seed && !n.lags && n.region == at.region && (at.zone == "" || n.zone == at.zone) && (at.rack == "" || n.rack == at.rack)
+		checkTally(t, b, fmt.Sprint(at), tally, func(m *member) bool {
+			n := m.n
+			return !feeds(m) && !n.lags && n.region == at.region && (at.zone == "" || n.zone == at.zone) && (at.rack == "" || n.rack == at.rack)
 		})
 	}
 	for p := range b.n {
@@ -197,13 +202,16 @@ func checkCounts(t failing, b *swarm) {
 	}
 }
 
+// feeds tells whether m brings the crowd what no other has.
+func feeds(m *member) bool { return m.n.seed || m == m.b.reader }
+
 // checkTally counts a place of a swarm anew.
-func checkTally(t failing, b *swarm, name string, counted *tally, within func(*node) bool) {
+func checkTally(t failing, b *swarm, name string, counted *tally, within func(*member) bool) {
 	t.Helper()
 	full, fullSpare, spares := 0, 0, 0
 	copies, spare := make([]int, b.n), make([]int, b.n)
 	for _, m := range b.members {
-		if !within(m.n) {
+		if !within(m) {
 			continue
 		}
 		if m.offered {

@@ -150,8 +150,17 @@ func (s *State) uploads(n *node) int {
 	if s.cfg.ReaderUploadSlots > 0 {
 		return min(n.upSlots, s.cfg.ReaderUploadSlots)
 	}
-	return min(n.upSlots, max(2, n.upMost*3/4))
+	if n.seed {
+		return min(n.upSlots, max(2, n.upMost*3/4))
+	}
+	return min(2*n.upSlots, max(readerSlots, n.upSlots))
 }
+
+// readerSlots is how many slots a node that is no seed has at least while it reads an
+// origin, though no more than twice its own, which is what nodes serve: its line is full of
+// what it reads, so what others ask of it comes late, and with two leases its uplink
+// would idle for half of the time.
+const readerSlots = 4
 
 // respare looks whether n has a free upload slot, and if that changed, offers
 // or withdraws all that it holds.

@@ -167,7 +167,7 @@ func (s *State) read(b *swarm, run blob.Run, ahead bool) bool {
 		return false
 	}
 	l.ahead = ahead
-	b.reader = m
+	s.setReader(b, m)
 	b.origins = append(b.origins, l)
 	m.publishes = true
 	for p := run.First; p < run.End(); p++ {
@@ -177,6 +177,22 @@ func (s *State) read(b *swarm, run blob.Run, ahead bool) bool {
 	}
 	s.decideOrigin(l)
 	return true
+}
+
+// setReader notes who reads the origin, nil for nobody. Whoever does counts as a seed:
+// what it reads is the crowd's only way to new pieces, and not to be sent twice while
+// there are others.
+func (s *State) setReader(b *swarm, m *member) {
+	old := b.reader
+	if old == m {
+		return
+	}
+	b.reader = m
+	for _, o := range [...]*member{old, m} {
+		if o != nil && !o.n.seed && b.active != nil {
+			s.resettle(o)
+		}
+	}
 }
 
 // startOrigin books an origin lease on behalf of a want.
@@ -228,7 +244,7 @@ func (s *State) endOrigin(l *lease) {
 	}
 	b.origins = slices.DeleteFunc(b.origins, func(o *lease) bool { return o == l })
 	if len(b.origins) == 0 {
-		b.reader = nil
+		s.setReader(b, nil)
 	}
 	for p := l.run.First; p < l.run.End(); p++ {
 		b.reading.clear(p)

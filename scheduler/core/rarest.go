@@ -82,7 +82,7 @@ func (s *State) common(b *swarm, cand bitset) int {
 // line is the one most shared: it stayed behind.
 func (m *member) fedBySeed() bool {
 	for _, l := range m.n.down {
-		if l.m == m && l.holder != nil && l.holder.seed {
+		if l.m == m && l.holder != nil && (l.holder.seed || m.b.reader != nil && l.holder == m.b.reader.n) {
 			return true
 		}
 	}

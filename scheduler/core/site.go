@@ -69,7 +69,7 @@ func (b *swarm) settle(m *member) {
 	m.site = b.siteOf(m.n.place)
 	m.tallies = m.site.levels
 	switch {
-	case m.n.seed:
+	case m.n.seed || m == b.reader:
 		m.tallies = b.ofSeeds
 	case m.n.lags:
 		m.tallies = b.ofLaggards
