@@ -99,6 +99,7 @@ func rows() []row {
 		{name: "flash, N = 16, links of 50 Mbit/s", scenario: "flash", nodes: 16, blob: "128MiB", rate: "50mbit", bars: []bar{ratio(1.15), originRatio(1.01)}},
 		{name: "flash, N = 24, links of 30 Mbit/s", scenario: "flash", nodes: 24, blob: "80MiB", rate: "30mbit", bars: []bar{ratio(1.15), originRatio(1.01)}},
 		{name: "flash, N = 16, F = 50 MiB", scenario: "flash", nodes: 16, blob: "50MiB", bars: []bar{ratio(1.20)}},
+		{name: "flash without a seed, N = 8", scenario: "no-seed", nodes: 8, blob: large, bars: []bar{ratio(1.20), originRatio(1.01)}},
 		{name: "staggered over F/u, N = 16", scenario: "staggered", nodes: 16, blob: large,
 			bars: []bar{medianRatio("p50 / (F/u)", 1.10)}},
 		{name: "20 layers of 1 MiB, N = 8", scenario: "small", nodes: 8, bars: []bar{ratio(1.5), smallRequests()}},

@@ -14,6 +14,7 @@ import (
 func shapes() []scenario {
 	return []scenario{
 		{name: "flash", what: "all nodes pull one image at once", run: flash},
+		{name: "no-seed", what: "all nodes pull one image at once, and there is no seed: one of them reads the origin for all", prepare: func(o *options) { o.Seeds = 0 }, run: flash},
 		{name: "staggered", what: "nodes come one after another, evenly over the time that one link needs", run: staggered},
 		{name: "small", what: "all nodes pull an image of 20 layers of 1 MiB at once", prepare: small, run: flash},
 		{name: "mixed", what: "all nodes pull an image of 40 layers of very different sizes at once, of --blob bytes together", prepare: mixed, run: flash},

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -93,4 +95,55 @@ func TestBufferedWriteFails(t *testing.T) {
 	if _, err := conn.Write([]byte("ten bytes.")); !errors.Is(err, broken) {
 		t.Errorf("the write ended with %v", err)
 	}
+}
+
+// A server's socket takes little more than the other end has room for: what comes next
+// is not behind megabytes.
+func TestBufferedSocketHoldsLittle(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	reader, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	raw, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = raw.Close() }()
+	// As much room at the sender's end as a fast connection gets in time, and the least
+	// at the reader's.
+	const room = 4 << 20
+	if err := errors.Join(raw.(*net.TCPConn).SetWriteBuffer(room), reader.(*net.TCPConn).SetReadBuffer(4<<10)); err != nil {
+		t.Fatal(err)
+	}
+	conn, _, err := peer.Buffered(plain{}).ServerHandshake(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	took := 0
+	for part := make([]byte, 16<<10); took < room && err == nil; {
+		err = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		if err == nil {
+			var n int
+			n, err = conn.Write(part)
+			took += n
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) || took > 400<<10 {
+		t.Errorf("the socket took %d bytes that nobody reads, then %v; want some 128 KiB, and to wait", took, err)
+	}
+}
+
+// plain are credentials that change nothing.
+type plain struct {
+	credentials.TransportCredentials
+}
+
+func (plain) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return raw, nil, nil
 }
