@@ -14,7 +14,7 @@ type coreSettings struct {
 	UploadSlots       int             `flag:"-" doc:"Leases that may read from a node at a time where it attends without saying."`
 	DownloadSlots     int             `flag:"-" doc:"Leases that a node runs at a time where it attends without saying."`
 	MaxSlots          int             `flag:"-" doc:"Most slots that a node may claim."`
-	ReaderUploadSlots int             `flag:"-" doc:"Most upload slots of a node that reads an origin. 0 is three quarters of what it has, at least 2."`
+	ReaderUploadSlots int             `flag:"-" doc:"Most upload slots of a node that reads an origin. 0 is three quarters of what it has, at least 2; up to four, twice what it has at most, for one that is no seed and reads for a crowd."`
 	LeasePieces       int             `flag:"-" doc:"Most pieces of one lease from a holder."`
 	LeaseBytes        config.Bytes    `flag:"-" doc:"Most bytes of one lease from a holder."`
 	LeaseRate         int             `flag:"lease-rate" doc:"Leases that the scheduler gives in a second before it makes them longer. Fewer spare its processor; pieces then spread in larger parts, and later."`

@@ -140,7 +140,7 @@ func answer(h hello, in io.Reader, out io.Writer) error {
 // servePeers is the piece exchange as a node runs it, with the slots of a node.
 func servePeers(ctx context.Context, l net.Listener, id *identity.Identity, s *store.Store) error {
 	srv := node.PeerServer(id, zap.NewNop())
-	damselflyv1.RegisterPeerServer(srv, peer.NewServer(s, nobody{}, 2*node.DefaultConfig().Peer.UploadSlots, nil))
+	damselflyv1.RegisterPeerServer(srv, peer.NewServer(s, nobody{}, 3*node.DefaultConfig().Peer.UploadSlots, nil))
 	defer context.AfterFunc(ctx, srv.Stop)()
 	return srv.Serve(l)
 }

@@ -239,8 +239,9 @@ func (m *member) advertise(ctx context.Context) (string, error) {
 func (m *member) serve(ctx context.Context, id *identity.Identity, sending func(blob.Digest) (done func())) error {
 	srv := PeerServer(id, m.log)
 	// A scheduler counts a slot as free when the receiver says so, a moment
-	// before the holder has closed the stream: the limit leaves room for that.
-	service := peer.NewServer(m.blobs, m.tasks, 2*m.cfg.Peer.UploadSlots, m.reg)
+	// before the holder has closed the stream, and gives one that reads an origin twice
+	// its slots: the limit leaves room for both.
+	service := peer.NewServer(m.blobs, m.tasks, 3*m.cfg.Peer.UploadSlots, m.reg)
 	service.OnRead(sending)
 	service.Limit(m.limits.upload)
 	damselflyv1.RegisterPeerServer(srv, service)

@@ -35,9 +35,7 @@ func (b buffered) ClientHandshake(ctx context.Context, authority string, raw net
 // ServerHandshake implements credentials.TransportCredentials.
 func (b buffered) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	w := b.wire(raw)
-	if err := w.shortQueue(); err != nil {
-		return nil, nil, err
-	}
+	w.shortQueue()
 	conn, info, err := b.TransportCredentials.ServerHandshake(w)
 	return w.over(conn, info, err)
 }
@@ -71,14 +69,11 @@ const unsent = 128 << 10
 // shortQueue has the kernel take no more than it is about to send (tcp(7),
 // TCP_NOTSENT_LOWAT). Left to itself it takes up to 4 MiB a connection, which a link
 // of 100 Mbit/s needs a third of a second for, and longer where it has many readers.
-func (w *wire) shortQueue() error {
-	raw, err := w.SyscallConn()
-	if err != nil {
-		return nil // no socket, nothing to set
+// Where it cannot be set, answers come later, and that is all.
+func (w *wire) shortQueue() {
+	if raw, err := w.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent) })
 	}
-	var set error
-	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent) })
-	return errors.Join(err, set)
 }
 
 // over is the connection that the handshake made over the wire.

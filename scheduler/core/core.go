@@ -51,6 +51,7 @@ type State struct {
 	swept     Time
 	wanted    uint64 // counts wants, so that the first comes first
 	served    uint64 // counts leases, so that swarms take turns
+	readers   int    // nodes that read an origin
 	dirty     []*swarm
 	touched   []*swarm
 	parked    []*swarm // wait for a reader of their origin

@@ -78,6 +78,7 @@ func (s *State) gain(m *member, p int) {
 		b.holders[p].put(m.seat)
 		if b.reader == m {
 			b.reading.clear(p)
+			b.came = s.now
 			for _, l := range b.origins {
 				l.pieces++
 			}

@@ -8,6 +8,7 @@ type node struct {
 	spare            bool     // has a free upload slot, and counts
 	lags             bool     // one of its rates is far below the usual
 	barred           bool     // does not count as a holder: gone or quarantined
+	feeds            bool     // reads an origin for a crowd, and is no seed
 	up, down         []*lease // that read from it; that it runs
 	upFree, downFree int      // of these, those that take no slot
 	upSlots          int      // that may be leased now
@@ -150,17 +151,21 @@ func (s *State) uploads(n *node) int {
 	if s.cfg.ReaderUploadSlots > 0 {
 		return min(n.upSlots, s.cfg.ReaderUploadSlots)
 	}
-	if n.seed {
-		return min(n.upSlots, max(2, n.upMost*3/4))
+	if n.feeds {
+		return min(2*n.upSlots, max(readerSlots, n.upSlots))
 	}
-	return min(2*n.upSlots, max(readerSlots, n.upSlots))
+	return min(n.upSlots, max(2, n.upMost*3/4))
 }
 
-// readerSlots is how many slots a node that is no seed has at least while it reads an
-// origin, though no more than twice its own, which is what nodes serve: its line is full of
-// what it reads, so what others ask of it comes late, and with two leases its uplink
-// would idle for half of the time.
-const readerSlots = 4
+// readerSlots is how many slots a node has at least that is no seed and reads an origin for
+// a crowd, though no more than twice its own: its line is full of what it reads, so what
+// others ask of it comes late, and with two leases its uplink would idle for half of the
+// time. It reads for a crowd where it is one of crowdOfReader nodes: where many read, one
+// this layer and one that, all of them would send more slowly what each other waits for.
+const (
+	readerSlots   = 4
+	crowdOfReader = 8
+)
 
 // respare looks whether n has a free upload slot, and if that changed, offers
 // or withdraws all that it holds.

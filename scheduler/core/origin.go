@@ -187,9 +187,9 @@ func (s *State) setReader(b *swarm, m *member) {
 	if old == m {
 		return
 	}
-	b.reader = m
+	b.reader, b.came = m, s.now
 	for _, o := range [...]*member{old, m} {
-		if o != nil && !o.n.seed && b.active != nil {
+		if o != nil && !o.n.seed {
 			s.resettle(o)
 		}
 	}
@@ -205,7 +205,10 @@ func (s *State) startOrigin(m, behalf *member, run blob.Run) *lease {
 	l.host.refs++
 	l.host.running++
 	l.deadline = s.now + s.originSpan(m.b)
-	m.n.reading++
+	if m.n.reading++; m.n.reading == 1 {
+		s.readers++
+		m.n.feeds = !m.n.seed && s.readers*crowdOfReader <= len(s.byID)
+	}
 	s.stats.origin++
 	s.respare(m.n)
 	return l
@@ -236,7 +239,10 @@ func (s *State) endOrigin(l *lease) {
 	l.host.running--
 	s.unrefHost(l.host)
 	s.stats.origin--
-	n.reading--
+	if n.reading--; n.reading == 0 {
+		s.readers--
+		n.feeds = false
+	}
 	s.respare(n)
 	s.unpark = true
 	if l.rescue {

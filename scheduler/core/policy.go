@@ -261,10 +261,10 @@ func (s *State) candidates(m *member, cand bitset) bool {
 	return any != 0
 }
 
-// others tells whether somebody who is no laggard wants b; it asks a few.
+// others tells whether somebody who is no laggard wants b from nodes; it asks a few.
 func (b *swarm) others() bool {
 	for _, w := range b.wanters[:min(len(b.wanters), 16)] {
-		if !w.n.lags {
+		if !w.n.lags && w != b.reader {
 			return true
 		}
 	}

@@ -46,7 +46,7 @@ func (s *State) unseen(b *swarm, cand bitset) int {
 	return s.pick(s.set[:len(cand)])
 }
 
-// idleSeed tells whether a seed sends nothing now.
+// idleSeed tells whether a seed, or who reads the origin, sends nothing now.
 func (b *swarm) idleSeed() bool {
 	for _, m := range b.seeds.spares {
 		if len(m.n.up) == m.n.upFree {

@@ -79,7 +79,7 @@ func (b *swarm) settle(m *member) {
 // reach is word w of the pieces that a member of the site could get now: from its
 // own rack, zone or region; and from beyond what nobody there has or is about to
 // get, so that each piece crosses a border once. Seeds stand beyond all nodes, as
-// long as there are pieces that only they can bring in: each is sent once before
+// does who reads the origin, as long as there are pieces that only they can bring in: each is sent once before
 // any is sent twice. Laggards are asked for what no other node has or gets.
 func (st *site) reach(w int) uint64 {
 	open := st.b.proved[w]
@@ -99,13 +99,13 @@ func (b *swarm) anywhere(w int) uint64 {
 	return (b.nodes.available(w) | b.seeds.available(w) | b.laggards.available(w)) & b.proved[w]
 }
 
-// ration looks whether there are needed pieces that no node has or is about to get.
-// When there are none left, what seeds hold comes within reach of everybody; when
-// there are some, it leaves it.
+// ration looks whether there are needed pieces that no node has or is about to get, and
+// that a seed has or the reader of the origin is just bringing. When there are none
+// left, what seeds hold comes within reach of everybody; when there are some, it leaves it.
 func (s *State) ration(b *swarm) {
 	scarce := false
 	for w, x := range b.needed {
-		if x&^b.nodes.taken(w) != 0 {
+		if x &^= b.nodes.taken(w); x != 0 && (x&b.held[w] != 0 || b.whole() > 0 || s.comes(b)) {
 			scarce = true
 			break
 		}
@@ -129,6 +129,20 @@ func (s *State) ration(b *swarm) {
 			}
 		}
 	}
+}
+
+// comes tells whether an origin is read that sends. One that is stuck keeps nobody from
+// what its reader has.
+func (s *State) comes(b *swarm) bool {
+	until := b.came + 10*s.cfg.NearTime
+	if b.reader == nil || s.now >= until {
+		return false
+	}
+	if s.now >= b.cameWake {
+		b.cameWake = until
+		s.wakeSwarm(b, until)
+	}
+	return true
 }
 
 // news notes that the pieces x of word w may have come within reach of those who

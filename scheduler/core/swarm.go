@@ -36,7 +36,9 @@ type active struct {
 	ofSeeds      []*tally // seeds alone
 	ofLaggards   []*tally
 	places       map[place]*tally // of nodes that stand in a region, a zone of it, a rack of that
-	scarce       bool             // there are pieces that only seeds can bring in
+	scarce       bool             // there are pieces that only seeds can bring in, or who reads the origin
+	came         Time             // when who reads the origin last brought a piece, or began
+	cameWake     Time             // when a timer looks whether more has come
 	sites        map[place]*site
 	live         []*site // somebody in them may be served
 

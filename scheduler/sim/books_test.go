@@ -24,7 +24,7 @@ func books(t *testing.T, w *world, world uint64) {
 		}
 	}
 	for i, n := range w.nodes {
-		if serving[i] != n.serving || n.serving > 2*n.slots[0] {
+		if serving[i] != n.serving || n.serving > 3*n.slots[0] {
 			t.Fatalf("world %d at %d: %s serves %d leases, counts %d, has %d slots", world, w.now, n.id, serving[i], n.serving, n.slots[0])
 		}
 		for _, p := range []*place{&n.up, &n.down} {

@@ -38,7 +38,7 @@ func (w *world) asked(l *lease) {
 	case !h.alive:
 		w.send(message{at: w.now + w.trip(), kind: refusal, lease: l, reason: core.Unreachable})
 		return
-	case h.serving >= 2*h.slots[0]:
+	case h.serving >= 3*h.slots[0]:
 		w.busy++
 		w.send(message{at: w.now + w.trip(), kind: refusal, lease: l, reason: core.Busy})
 		return
