@@ -133,3 +133,12 @@ func TestBound(t *testing.T) {
 		}
 	}
 }
+
+// A crowd without a seed ends near the bound: the node that reads the registry sends each
+// piece once while there are others.
+func TestCrowdWithoutASeed(t *testing.T) {
+	r := run(t, Scenario{Nodes: 16, Seeds: -1, Blobs: []Blob{{Pieces: 200}}, Core: core.Config{LeaseRate: 1 << 30}})
+	if r.MakespanRatio > 1.2 || r.OriginRatio != 1 || r.Busy > 0 {
+		t.Errorf("makespan %.3f of the bound, origin %.3f, %d told BUSY; want at most 1.2, 1 and none", r.MakespanRatio, r.OriginRatio, r.Busy)
+	}
+}
