@@ -23,9 +23,9 @@ type Config struct {
 	// ReaderUploadSlots bounds the upload slots of a node while it reads an
 	// origin, because a full uplink delays the acknowledgements that its own
 	// reading needs; with too few, receivers that have other leases as well leave its
-	// uplink idle, and new pieces come late. 0 means three quarters of what a seed attended
-	// with, at least 2; and up to four for any other node, twice what it attended with at
-	// most.
+	// uplink idle, and new pieces come late. 0 means three quarters of what it attended
+	// with, at least 2; and for a node that is no seed and reads for a crowd up to four,
+	// twice what it attended with at most.
 	ReaderUploadSlots int
 
 	// LeasePieces and LeaseBytes bound the run of one lease from a holder; a

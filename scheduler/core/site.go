@@ -78,9 +78,10 @@ func (b *swarm) settle(m *member) {
 
 // reach is word w of the pieces that a member of the site could get now: from its
 // own rack, zone or region; and from beyond what nobody there has or is about to
-// get, so that each piece crosses a border once. Seeds stand beyond all nodes, as
-// does who reads the origin, as long as there are pieces that only they can bring in: each is sent once before
-// any is sent twice. Laggards are asked for what no other node has or gets.
+// get, so that each piece crosses a border once. Seeds stand beyond all nodes, as does
+// who reads the origin, as long as there are pieces that only they can bring in: each
+// is sent once before any is sent twice. Laggards are asked for what no other node has
+// or gets.
 func (st *site) reach(w int) uint64 {
 	open := st.b.proved[w]
 	got := uint64(0)

@@ -33,7 +33,7 @@ type active struct {
 
 	nodes, seeds *tally
 	laggards     *tally   // nodes far slower than usual
-	ofSeeds      []*tally // seeds alone
+	ofSeeds      []*tally // seeds alone, and who reads the origin
 	ofLaggards   []*tally
 	places       map[place]*tally // of nodes that stand in a region, a zone of it, a rack of that
 	scarce       bool             // there are pieces that only seeds can bring in, or who reads the origin

@@ -2,7 +2,7 @@ package core
 
 // tally counts, piece by piece, what the members of a swarm in one place hold
 // and could serve. A swarm has one for its nodes, one for each region, zone and
-// rack that they name, and one for its seeds.
+// rack that they name, and one for its seeds and who reads the origin.
 //
 // Members that hold every piece are counted in full and fullSpare, all others
 // piece by piece; so copies of piece p are copies[p]+full.
