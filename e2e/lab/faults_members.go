@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"syscall"
@@ -15,6 +16,8 @@ func memberFaults() []scenario {
 	return []scenario{
 		{name: "scheduler-killed", what: "the scheduler that the pulls are with is killed half way, and started again after 5 s", run: schedulerKilled},
 		{name: "scheduler-hangs", what: "all schedulers are stopped (SIGSTOP) half way, until the pulls are over", before: reference, run: schedulerHangs},
+		{name: "scheduler-pauses", what: "all schedulers are stopped half way for a second, as where their machine is moved", run: pausing(func(w *world) []*cluster.Member { return w.cluster.Schedulers })},
+		{name: "all-pause", what: "every scheduler, seed and node is stopped half way for a second", run: pausing(func(w *world) []*cluster.Member { return w.cluster.Members() })},
 		{name: "schedulers-gone", what: "all schedulers are killed before the pull, when one node has the image", prepare: patient, before: firstWhole, run: schedulersGone},
 		{name: "seed-killed", what: "the seed that reads the origin is killed when that has sent half", run: seedKilled},
 		{name: "nodes-killed", what: "30 % of the nodes are killed half way", run: nodesKilled},
@@ -57,18 +60,33 @@ func reference(ctx context.Context, w *world) error {
 	return ctx.Err()
 }
 
+// signalAll sends a signal to each of the members.
+func signalAll(members []*cluster.Member, s syscall.Signal) error {
+	for _, m := range members {
+		if err := m.Signal(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pausing stops some members half way and lets them go on a second later.
+func pausing(who func(*world) []*cluster.Member) func(context.Context, *world) error {
+	return func(ctx context.Context, w *world) error {
+		return w.during(ctx, w.cluster.Nodes, w.reachHalf, func(ctx context.Context) error {
+			err := signalAll(who(w), syscall.SIGSTOP)
+			wait(ctx, time.Second)
+			return errors.Join(err, signalAll(who(w), syscall.SIGCONT))
+		})
+	}
+}
+
 // schedulerHangs tells how much longer the slowest waited than in the reference.
 func schedulerHangs(ctx context.Context, w *world) error {
-	all := func(s syscall.Signal) error {
-		for _, m := range w.cluster.Schedulers {
-			if err := m.Signal(s); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	err := w.during(ctx, w.cluster.Nodes, w.reachHalf, func(context.Context) error { return all(syscall.SIGSTOP) })
-	if err := all(syscall.SIGCONT); err != nil {
+	err := w.during(ctx, w.cluster.Nodes, w.reachHalf, func(context.Context) error {
+		return signalAll(w.cluster.Schedulers, syscall.SIGSTOP)
+	})
+	if err := signalAll(w.cluster.Schedulers, syscall.SIGCONT); err != nil {
 		return err
 	}
 	w.figure("longer_seconds", w.slowest().Seconds()-w.figures["reference_seconds"])

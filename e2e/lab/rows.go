@@ -107,6 +107,8 @@ func rows() []row {
 			bars: []bar{ratio(1.4), originRatio(1.05)}},
 		{name: "all schedulers gone, one node whole", scenario: "schedulers-gone", nodes: 16, blob: large},
 		{name: "scheduler hangs", scenario: "scheduler-hangs", nodes: 16, blob: large, bars: []bar{figure("longer_seconds", 2)}},
+		{name: "scheduler stopped for a second", scenario: "scheduler-pauses", nodes: 16, blob: large, bars: []bar{ratio(1.4), originRatio(1.01)}},
+		{name: "everything stopped for a second", scenario: "all-pause", nodes: 16, blob: large, bars: []bar{ratio(1.4), originRatio(1.01)}},
 		{name: "seed killed half way", scenario: "seed-killed", nodes: 16, blob: large, bars: []bar{ratio(1.4), originRatio(1.05)}},
 		{name: "30 % of nodes killed half way", scenario: "nodes-killed", nodes: 16, blob: large, bars: []bar{ratio(1.5)}},
 		{name: "2 of 16 nodes send wrong bytes", scenario: "wrong-bytes", nodes: 16, blob: large,

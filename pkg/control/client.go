@@ -23,6 +23,8 @@ type listener interface {
 	// welcome says that the scheduler attends; an error ends the stream.
 	welcome(ctx context.Context, release string) error
 	hear(Decision)
+	// regard says that the scheduler may have fallen silent, or speaks again.
+	regard()
 }
 
 // client keeps the events for one scheduler and its stream, one stream at a time.
@@ -40,6 +42,11 @@ type client struct {
 	queue    []*damselflyv1.NodeEvent
 	heard    time.Time // last message from the scheduler
 	asked    time.Time // ping without an answer; zero when it is answered
+	quiet    int       // ticks of the watch since, and since anything was heard
+	still    int       // those in a row in which this node got no piece either
+	mute     bool      // it is silent for too long
+	muted    time.Time // when it last was
+	slow     int       // how often it spoke again and its silence was doubled
 	number   uint64
 	measured time.Time     // when trip was last measured
 	trip     time.Duration // smoothed control round trip; 0 while unknown
@@ -70,7 +77,7 @@ func (c *client) once(ctx context.Context, dial Conn, l listener) error {
 	})
 	g.Go(func() error { return c.send(ctx, st) })
 	g.Go(func() error {
-		err := c.watch(ctx)
+		err := c.watch(ctx, l)
 		cancel(err)
 		return err
 	})
@@ -95,7 +102,9 @@ func (c *client) receive(ctx context.Context, st stream, l listener) error {
 		if err != nil {
 			return fmt.Errorf("reading decisions: %w", err)
 		}
-		c.hear()
+		if c.hear() {
+			l.regard()
+		}
 		for _, d := range msg.GetDecisions() {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -123,16 +132,30 @@ func (c *client) receive(ctx context.Context, st stream, l listener) error {
 	}
 }
 
-func (c *client) hear() {
+// hear notes that the scheduler has said something, and tells whether it was silent
+// for too long before.
+func (c *client) hear() (again bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.heard = time.Now()
+	c.heard, c.quiet, c.still = time.Now(), 0, 0
+	if c.mute {
+		c.mute, c.slow = false, min(c.slow+1, slowMost)
+		return true
+	}
+	return false
+}
+
+// silent tells whether the scheduler is silent for too long.
+func (c *client) silent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mute
 }
 
 func (c *client) join() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.joined, c.asked, c.queue = true, time.Time{}, nil
+	c.joined, c.mute, c.asked, c.queue = true, false, time.Time{}, nil
 	c.trip, c.measured = 0, time.Time{}
 }
 
@@ -202,48 +225,67 @@ func fitting(events []*damselflyv1.NodeEvent) int {
 	return n
 }
 
-// errSilent ends a stream whose scheduler is there and does not answer, as one
-// that hangs does: the next stream starts both sides from what is true then.
+// errSilent ends a stream whose scheduler is there and has not answered for long, as
+// one that hangs: the next stream starts both sides from what is true then.
 var errSilent = errors.New("the scheduler does not answer")
 
-// watch pings, and errs when the scheduler stays silent.
-func (c *client) watch(ctx context.Context) error {
-	tick := time.NewTicker(pingBusy)
+// watch pings, says when the scheduler falls silent, and errs when it stays so.
+func (c *client) watch(ctx context.Context, l listener) error {
+	tick := time.NewTicker(watchTick)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case now := <-tick.C:
-			if c.silent(now, c.waiting()) {
+			mute, ends := c.look(now, c.waiting())
+			if ends {
 				return errSilent
+			}
+			if mute {
+				l.regard()
 			}
 		}
 	}
 }
 
-// silent sends a ping where one is due and tells whether the scheduler has been
-// silent for too long. A busy stream is pinged too, now and then, for its round
-// trip.
-func (c *client) silent(now time.Time, busy bool) bool {
+// look sends a ping where one is due, and tells whether the scheduler has just been
+// silent for too long to be waited for, and whether for so long that the stream ends. A
+// busy stream is pinged too, now and then, for its round trip.
+//
+// Silence counts in ticks of the watch. Of the time that this process slept, stopped or
+// short of CPU, one tick counts, and the answer that came meanwhile is heard before the
+// next. Nor do ticks count for much in which pieces came: what was leased helps this
+// node on, and it would not fare better by itself.
+func (c *client) look(now time.Time, busy bool) (mute, ends bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.joined {
-		return false
+		return false, false
 	}
-	every, limit := pingIdle, silenceIdle
+	every := pingIdle
 	if busy {
-		every, limit = pingBusy, silence
+		every = pingBusy
 	}
 	if c.asked.IsZero() {
 		if now.Sub(c.heard) >= every || now.Sub(c.measured) >= pingIdle {
-			c.asked = now
+			c.asked, c.quiet, c.still = now, 0, 0
 			c.number++
 			c.push(&damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Ping{Ping: &damselflyv1.Ping{Number: c.number}}})
 		}
-		return false
+		return false, false
 	}
-	return now.Sub(c.asked) >= limit && now.Sub(c.heard) >= limit
+	c.quiet++
+	c.still++
+	still, quiet := time.Duration(c.still)*watchTick, time.Duration(c.quiet)*watchTick
+	if now.Sub(c.muted) > slowFor {
+		c.slow = 0
+	}
+	if !c.mute && busy && (still >= silence<<c.slow || quiet >= silenceMost) {
+		c.mute, c.muted = true, now
+		mute = true
+	}
+	return mute, quiet >= silenceEnds
 }
 
 // push queues an event. The caller holds mu.
@@ -267,9 +309,12 @@ func message(events ...*damselflyv1.NodeEvent) *damselflyv1.NodeMessage {
 func (c *client) tell(e Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if have, ok := e.(Have); ok && len(c.queue) > 0 {
-		if last, ok := c.queue[len(c.queue)-1].GetEvent().(*damselflyv1.NodeEvent_Have); ok && have.merge(last.Have) {
-			return
+	if have, ok := e.(Have); ok {
+		c.still = 0
+		if len(c.queue) > 0 {
+			if last, ok := c.queue[len(c.queue)-1].GetEvent().(*damselflyv1.NodeEvent_Have); ok && have.merge(last.Have) {
+				return
+			}
 		}
 	}
 	c.push(e.wire())

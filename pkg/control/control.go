@@ -20,13 +20,22 @@ import (
 // Protocol is the version of the wire that this node speaks.
 const Protocol = 1
 
-// Timing of a stream. A node that waits hears from its scheduler within
-// silence, or counts it as lost and helps itself; DESIGN.md promises 500 ms.
+// Timing of a stream. A node that waits hears from its scheduler within silence, or
+// counts it as silent and helps itself, which keeps DESIGN.md's promise of 500 ms; within
+// silenceMost, where pieces come meanwhile. After silenceEnds the stream ends too.
+//
+// A scheduler that speaks again was slow and not gone. It may be silent for twice as long
+// from then on (slowMost times), until it was not for slowFor: where a whole cluster is
+// short of CPU, to help oneself at once again and again costs more of what is short.
 const (
+	watchTick    = 100 * time.Millisecond
 	pingBusy     = 150 * time.Millisecond
 	pingIdle     = 5 * time.Second
 	silence      = 400 * time.Millisecond
-	silenceIdle  = 15 * time.Second
+	silenceMost  = 2 * time.Second
+	silenceEnds  = 15 * time.Second
+	slowFor      = time.Minute
+	slowMost     = 2
 	backoffFirst = 100 * time.Millisecond
 	backoffMost  = 2 * time.Second
 )

@@ -2,6 +2,8 @@ package control_test
 
 import (
 	"bytes"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,10 +15,10 @@ import (
 
 // attend runs a set with one scheduler in a bubble and returns its first stream,
 // welcomed.
-func attend(t *testing.T, busy bool) (*control.Set, *scheduler, *stream, *recorder) {
+func attend(t *testing.T, waiting func() bool) (*control.Set, *scheduler, *stream, *recorder) {
 	t.Helper()
 	c := newCluster("a")
-	set, r := newSet(t, c, busy, "a:1")
+	set, r := newSet(t, c, waiting, "a:1")
 	st := <-c.at("a").streams
 	if hello := <-st.up; hello.GetEvents()[0].GetAttend().GetProtocol() != control.Protocol {
 		t.Fatalf("the first event is %v", hello)
@@ -44,7 +46,7 @@ func lost(d control.Decision) bool {
 
 func TestHavesTravelTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _, st, _ := attend(t, false)
+		c, _, st, _ := attend(t, idly)
 		d := blob.FromBytes([]byte("x"))
 		st.decide(lease(7, d))
 		synctest.Wait()
@@ -73,7 +75,7 @@ func TestHavesTravelTogether(t *testing.T) {
 // runs of a blob, than there can be.
 func TestManyBlobsAreToldInParts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _, st, _ := attend(t, false)
+		c, _, st, _ := attend(t, idly)
 		const blobs = 5000
 		for range 2 {
 			for i := range blobs {
@@ -92,7 +94,7 @@ func TestManyBlobsAreToldInParts(t *testing.T) {
 
 func TestPieceToldTwiceIsNoSecondRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _, st, _ := attend(t, false)
+		c, _, st, _ := attend(t, idly)
 		one := control.Have{Digest: blob.FromBytes(nil), Size: 1, Runs: []blob.Run{{Count: 1}}}
 		for range 4 {
 			c.Tell(one)
@@ -108,41 +110,128 @@ func TestPieceToldTwiceIsNoSecondRun(t *testing.T) {
 	})
 }
 
+// unanswered reads what comes on a stream, and gives the last ping's number.
+func unanswered(st *stream) (ping func() uint64) {
+	var mu sync.Mutex
+	var last uint64
+	go func() {
+		for {
+			select {
+			case m := <-st.up:
+				for _, e := range m.GetEvents() {
+					if p := e.GetPing(); p != nil {
+						mu.Lock()
+						last = p.GetNumber()
+						mu.Unlock()
+					}
+				}
+			case <-st.ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return last
+	}
+}
+
+func pong(number uint64) *damselflyv1.Decision {
+	return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: number}}}
+}
+
+// until waits for the next decision that r takes, and tells when it came.
+func (r *recorder) until(what func(control.Decision) bool) time.Duration {
+	started := time.Now()
+	for {
+		<-time.After(10 * time.Millisecond)
+		if slices.ContainsFunc(r.take(), what) {
+			return time.Since(started)
+		}
+	}
+}
+
 func TestSilentSchedulerIsLostWithinHalfASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, s, st, r := attend(t, true)
-		go func() { // reads pings, answers none
-			for {
-				select {
-				case <-st.up:
-				case <-st.ctx.Done():
-					return
-				}
-			}
-		}()
-		started := time.Now()
-		next := <-s.streams // it gave the silent stream up
-		if took := time.Since(started); took > 800*time.Millisecond {
+		c, s, st, r := attend(t, busily)
+		ping := unanswered(st)
+		if took := r.until(lost); took > 700*time.Millisecond || c.Answering() {
 			t.Fatalf("a silent scheduler was given up after %v", took)
 		}
-		if got := r.take(); len(got) != 1 || !lost(got[0]) || c.Answering() {
+		// What was leased runs on and ends where it came from: the scheduler knows of it.
+		st.decide(lease(7, blob.FromBytes(nil)))
+		synctest.Wait()
+		if got := r.take(); len(got) != 2 || !joined(got[0]) || !c.Answering() {
+			t.Fatalf("when it spoke again the handler heard %v", got)
+		}
+		// It was slow: it may be so for twice as long now.
+		st.decide(pong(ping()))
+		if took := r.until(lost); took < 800*time.Millisecond || took > 1200*time.Millisecond {
+			t.Fatalf("a scheduler that is slow was given up after %v", took)
+		}
+		select {
+		case next := <-s.streams: // it hangs
+			<-next.up
+			next.decide(welcome)
+			synctest.Wait()
+			if got := r.take(); len(got) != 1 || !joined(got[0]) {
+				t.Fatalf("after it came back the handler heard %v", got)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("a scheduler that hangs keeps its stream")
+		}
+	})
+}
+
+// A process that was stopped, or got no CPU, finds the answers of that time unread.
+func TestOwnSleepIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asleep := make(chan time.Duration, 1)
+		c, _, st, r := attend(t, func() bool {
+			select {
+			case d := <-asleep:
+				<-time.After(d)
+			default:
+			}
+			return true
+		})
+		for i := range 50 {
+			n := (<-st.up).GetEvents()[0].GetPing().GetNumber()
+			if i == 20 {
+				asleep <- time.Second // from the next tick on
+				<-time.After(time.Second + 120*time.Millisecond)
+			}
+			st.decide(pong(n))
+		}
+		if got := r.take(); len(got) != 0 || !c.Answering() {
 			t.Fatalf("the handler heard %v", got)
 		}
-		<-next.up
-		next.decide(welcome)
-		synctest.Wait()
-		if got := r.take(); len(got) != 1 || !joined(got[0]) {
-			t.Fatalf("after it came back the handler heard %v", got)
+	})
+}
+
+// Who gets pieces by leases has no reason to help itself; but a lease may trickle.
+func TestPiecesPutSilenceOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _, st, r := attend(t, busily)
+		unanswered(st)
+		started := time.Now()
+		for c.Answering() && time.Since(started) < time.Minute {
+			c.Tell(control.Have{Digest: blob.FromBytes(nil), Size: 1, Runs: []blob.Run{{Count: 1}}})
+			<-time.After(90 * time.Millisecond)
+		}
+		if took := time.Since(started); took < 2*time.Second || took > 2500*time.Millisecond || !slices.ContainsFunc(r.take(), lost) {
+			t.Fatalf("a silent scheduler was given up after %v", took)
 		}
 	})
 }
 
 func TestAnsweringSchedulerIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _, st, r := attend(t, true)
+		c, _, st, r := attend(t, busily)
 		for range 50 {
 			n := (<-st.up).GetEvents()[0].GetPing().GetNumber()
-			st.decide(&damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: n}}})
+			st.decide(pong(n))
 		}
 		if got := r.take(); len(got) != 0 || !c.Answering() {
 			t.Fatalf("the handler heard %v", got)
@@ -152,7 +241,7 @@ func TestAnsweringSchedulerIsKept(t *testing.T) {
 
 func TestBrokenStreamIsOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, s, st, r := attend(t, false)
+		c, s, st, r := attend(t, idly)
 		close(st.down)
 		next := <-s.streams
 		if got := r.take(); len(got) != 1 || !lost(got[0]) {
@@ -186,7 +275,7 @@ func TestMalformedDecisionsAreDropped(t *testing.T) {
 	for name, l := range bad {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, _, st, r := attend(t, false)
+				_, _, st, r := attend(t, idly)
 				good := &damselflyv1.Lease{Id: 5, Digest: d, Size: 1, Run: &damselflyv1.Run{Count: 1}, Origin: origin}
 				st.decide(
 					&damselflyv1.Decision{Decision: &damselflyv1.Decision_Lease{Lease: l}},

@@ -24,14 +24,18 @@ type member struct {
 
 	Holder               // the ID is "" until a starting point has answered
 	attendance int       // counts its streams
-	joined     bool      // it attends and answers
-	lost       time.Time // since when it does not; zero if it never has
+	joined     bool      // it attends
+	mute       bool      // it does, and does not answer
+	lost       time.Time // since when it does not attend, or answer; zero if it always has
 	spoken     bool      // this stream has brought the word below
 	word       []Holder
 	leases     map[uint64]*lease // of this attendance, by its own IDs
 	told       Slots
 	gone       bool // it has left the set
 }
+
+// answers tells whether this node attends the scheduler, and it answers.
+func (m *member) answers() bool { return m.joined && !m.mute }
 
 // attended is one stream of a member's.
 type attended struct {
@@ -68,7 +72,7 @@ func (a *attended) welcome(ctx context.Context, release string) error {
 	m.ID = id
 	s.members[id] = m
 	m.attendance++
-	m.joined, m.lost, m.spoken, m.word, m.leases = true, time.Time{}, false, nil, map[uint64]*lease{}
+	m.joined, m.mute, m.lost, m.spoken, m.word, m.leases = true, false, time.Time{}, false, nil, map[uint64]*lease{}
 	m.told = s.budget()
 	moved, _ := s.spread(id)
 	s.mu.Unlock()
@@ -88,6 +92,46 @@ func (a *attended) hear(d Decision) {
 	if a.m.joined { // written under turn, too
 		a.s.handle(a.m, d)
 	}
+}
+
+// regard implements listener. A scheduler that is silent keeps its stream, its leases
+// and what it knows of this node, and looks after no blob; when it speaks again, it is told
+// everything as one that has just come.
+func (a *attended) regard() {
+	s, m := a.s, a.m
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	s.mu.Lock()
+	mute := m.client.silent()
+	if !m.joined || mute == m.mute {
+		s.mu.Unlock()
+		return
+	}
+	m.mute = mute
+	if mute {
+		concerns := s.lose(m)
+		s.mu.Unlock()
+		s.log.Warn("a scheduler is silent; this node helps itself until it speaks again", zap.String("scheduler", m.ID), zap.String("address", m.Address))
+		s.handler.Handle(Lost{Concerns: concerns})
+	} else {
+		m.lost = time.Time{}
+		moved, _ := s.spread(m.ID)
+		s.mu.Unlock()
+		s.log.Info("a scheduler speaks again", zap.String("scheduler", m.ID), zap.String("address", m.Address))
+		s.handler.Handle(Joined{Concerns: moved})
+	}
+	poke(s.changed)
+}
+
+// lose notes that m looks after no blob any more, and returns which it did. The caller
+// holds mu.
+func (s *Set) lose(m *member) (concerns func(blob.Digest) bool) {
+	m.lost = time.Now()
+	concerns = ownedBy(m.ID, s.live)
+	if s.spread(""); len(s.live) == 0 {
+		return func(blob.Digest) bool { return true } // also of those that were in their grace
+	}
+	return concerns
 }
 
 // start attends a scheduler until its stop is called; until the first stream ends
@@ -154,13 +198,14 @@ func (s *Set) left(m *member) {
 		s.mu.Unlock()
 		return
 	}
-	id := m.ID
+	mute := m.mute
 	s.forget(m)
-	m.lost = time.Now()
-	concerns := ownedBy(id, s.live)
-	if s.spread(""); len(s.live) == 0 {
-		concerns = func(blob.Digest) bool { return true } // also of those that were in their grace
+	if mute { // that was noticed when it fell silent
+		s.mu.Unlock()
+		poke(s.changed)
+		return
 	}
+	concerns := s.lose(m)
 	s.mu.Unlock()
 	s.handler.Handle(Lost{Concerns: concerns})
 	poke(s.changed)
@@ -169,11 +214,11 @@ func (s *Set) left(m *member) {
 // forget ends what m's stream carried. The caller holds mu.
 func (s *Set) forget(m *member) {
 	s.recall(func(l *lease) bool { return l.from == m })
-	m.joined, m.leases, m.spoken, m.word = false, nil, false, nil
+	m.joined, m.mute, m.leases, m.spoken, m.word = false, false, nil, false, nil
 }
 
 // follow brings the members to the set that they themselves name, and tells whether
-// any of them answers.
+// this node attends any of them.
 func (s *Set) follow(ctx context.Context) bool {
 	s.turn.Lock()
 	s.mu.Lock()
@@ -196,14 +241,17 @@ func (s *Set) follow(ctx context.Context) bool {
 	}
 	moved, any := s.spread("")
 	s.settle()
-	answers := len(s.live) > 0
+	attends := false
+	for _, m := range s.members {
+		attends = attends || m.joined
+	}
 	s.mu.Unlock()
 	if any {
 		s.handler.Handle(Joined{Concerns: moved})
 	}
 	s.turn.Unlock()
 	end(leaving)
-	return answers
+	return attends
 }
 
 // vote is the set of schedulers, by ID: those that answer and count themselves in,
@@ -217,7 +265,7 @@ func (s *Set) vote() map[string]string {
 	answers := map[string]bool{}
 	for _, id := range slices.Sorted(maps.Keys(s.members)) {
 		m := s.members[id]
-		if !m.spoken {
+		if !m.spoken || m.mute {
 			continue
 		}
 		voters++
@@ -288,7 +336,7 @@ func (s *Set) nextLook() time.Duration {
 		left = max(time.Until(s.moved.Add(settling)), 0)
 	}
 	for _, m := range s.members {
-		if over := time.Until(m.lost.Add(grace)); !m.joined && over > 0 {
+		if over := time.Until(m.lost.Add(grace)); !m.answers() && over > 0 {
 			left = min(left, over)
 		}
 	}

@@ -308,10 +308,10 @@ func (s *Set) spread(fresh string) (moved func(blob.Digest) bool, any bool) {
 	s.live = nil
 	answers := false
 	for id, m := range s.members {
-		if m.joined || !m.lost.IsZero() && now.Sub(m.lost) < grace {
+		if m.answers() || !m.lost.IsZero() && now.Sub(m.lost) < grace {
 			s.live = append(s.live, id)
 		}
-		answers = answers || m.joined
+		answers = answers || m.answers()
 	}
 	if !answers {
 		s.live = nil

@@ -15,7 +15,7 @@ import (
 func three(t *testing.T) (*cluster, *control.Set, *recorder, map[string]*attended) {
 	t.Helper()
 	c := newCluster("a", "b", "c")
-	s, r := newSet(t, c, true, "a:1")
+	s, r := newSet(t, c, busily, "a:1")
 	at := map[string]*attended{"a": c.at("a").accept(t, who("a", "b", "c"))}
 	for _, id := range []string{"b", "c"} {
 		at[id] = c.at(id).accept(t, who("a", "b", "c"))
@@ -116,6 +116,42 @@ func TestBlobsOfADeadSchedulerMove(t *testing.T) {
 	})
 }
 
+// One that falls silent keeps its stream: what its leases come to waits for it there.
+func TestBlobsOfASilentSchedulerMoveAndComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s, r, at := three(t)
+		d, other := owned(0, "c", "a", "b", "c"), owned(0, "a", "a", "b", "c")
+		s.Tell(control.Want{Digest: d, Size: 1})
+		wants(t, "before", at["c"], "want "+d.String())
+		at["c"].decide(lease(1, d))
+		running := of[control.Lease](r)[0].ID
+		at["c"].late(5 * time.Second)
+		<-time.After(time.Second)
+		if l := of[control.Lost](r); len(l) != 1 || !l[0].Concerns(d) || l[0].Concerns(other) {
+			t.Fatalf("the handler heard %v", l)
+		}
+		<-time.After(2 * time.Second)
+		if j := of[control.Joined](r); len(j) != 1 || !j[0].Concerns(d) || j[0].Concerns(other) {
+			t.Fatalf("the handler heard %v", j)
+		}
+		s.Tell(control.Want{Digest: d, Size: 1})
+		s.Tell(control.Done{Lease: running})
+		settle()
+		wants(t, "the silent one", at["c"], "unwant "+d.String(), "done 1")
+		heir := at[ring.Owner(d.String(), []string{"a", "b"})]
+		wants(t, "the heir", heir, "want "+d.String())
+		at["c"].late(0)
+		at["c"].decide(who("a", "b", "c"))
+		if j := of[control.Joined](r); len(j) != 1 || !j[0].Concerns(d) || j[0].Concerns(other) {
+			t.Fatalf("when it spoke again the handler heard %v", j)
+		}
+		s.Tell(control.Want{Digest: d, Size: 1})
+		settle()
+		wants(t, "the heir, afterwards", heir, "unwant "+d.String())
+		wants(t, "the one that came back", at["c"], "want "+d.String())
+	})
+}
+
 // Where the others never notice, the node moves by itself.
 func TestSchedulerThatThisNodeCannotReachIsLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -154,7 +190,7 @@ func TestSchedulerThatThisNodeCannotReachIsLeftOut(t *testing.T) {
 func TestNewSchedulerTakesItsShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster("a", "b")
-		s, r := newSet(t, c, true, "a:1")
+		s, r := newSet(t, c, busily, "a:1")
 		a := c.at("a").accept(t)
 		moves, stays := owned(0, "b", "a", "b"), owned(0, "a", "a", "b")
 		for _, d := range []blob.Digest{moves, stays} {
@@ -246,7 +282,7 @@ func TestNextStartingPointIsTried(t *testing.T) {
 		c := newCluster("a", "b")
 		c.kill("a", true)
 		started := time.Now()
-		_, r := newSet(t, c, false, "a:1", "b:1")
+		_, r := newSet(t, c, idly, "a:1", "b:1")
 		c.at("b").accept(t, who("a", "b"))
 		if j := of[control.Joined](r); len(j) != 1 || time.Since(started) > 10*time.Millisecond {
 			t.Fatalf("joined %d after %v", len(j), time.Since(started))
@@ -258,7 +294,7 @@ func TestNextStartingPointIsTried(t *testing.T) {
 func TestHangingStartingPointIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster("a", "b")
-		newSet(t, c, false, "a:1", "b:1")
+		newSet(t, c, idly, "a:1", "b:1")
 		hangs, other := "a", "b"
 		var st *stream
 		select {

@@ -64,7 +64,7 @@ func TestSlotsAreToldNotTooOften(t *testing.T) {
 func TestOneSchedulerIsToldNoSlotsAndWaitsForNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster("a")
-		s, r := newSet(t, c, true, "a:1")
+		s, r := newSet(t, c, busily, "a:1")
 		a := c.at("a").accept(t, who("a"))
 		d := owned(0, "a", "a")
 		for i := range uint64(10) {
@@ -122,7 +122,7 @@ func TestLeasesBeyondTwiceTheSlotsWait(t *testing.T) {
 func TestRoundTripIsMeasured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster("a")
-		_, r := newSet(t, c, true, "a:1")
+		_, r := newSet(t, c, busily, "a:1")
 		a := c.at("a").accept(t)
 		trip := func() time.Duration {
 			t.Helper()

@@ -173,12 +173,16 @@ func of[D control.Decision](r *recorder) []D {
 	return out
 }
 
-func newSet(t *testing.T, c *cluster, busy bool, starts ...string) (*control.Set, *recorder) {
+func busily() bool { return true }
+
+func idly() bool { return false }
+
+func newSet(t *testing.T, c *cluster, waiting func() bool, starts ...string) (*control.Set, *recorder) {
 	t.Helper()
 	r := &recorder{}
 	s := control.New(control.Config{
 		Schedulers: starts, Attend: &damselflyv1.Attend{Address: "127.0.0.1:1", UploadSlots: 2, DownloadSlots: 2},
-		Waiting: func() bool { return busy },
+		Waiting: waiting,
 	}, c, zap.NewNop())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -246,7 +250,11 @@ func (a *attended) take(e *damselflyv1.NodeEvent) {
 	} else {
 		delay := a.delay
 		go func() {
-			<-time.After(delay)
+			select {
+			case <-time.After(delay):
+			case <-a.ctx.Done():
+				return
+			}
 			select {
 			case a.down <- &damselflyv1.SchedulerMessage{Decisions: []*damselflyv1.Decision{{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: p.Number}}}}}:
 			case <-a.ctx.Done():

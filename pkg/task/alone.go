@@ -238,12 +238,12 @@ func (a *alone) pick(now time.Time) (from *other, claim *blob.Bitmap, most int) 
 	copies := a.copies(free)
 	var candidates []candidate
 	for _, o := range a.others {
-		if c := o.offers(free, copies, now); len(c.pieces) > 0 {
-			candidates = append(candidates, c)
+		if rarest := o.rarest(free, copies); rarest > 0 && o.ready(now) {
+			candidates = append(candidates, candidate{o, rarest, rand.Uint32()})
 		}
 	}
 	if len(candidates) == 0 && free.Count() > 0 {
-		candidates = a.hopes(free, now)
+		candidates = a.hopes(now)
 	}
 	if len(candidates) == 0 {
 		return nil, nil, 0
@@ -252,7 +252,7 @@ func (a *alone) pick(now time.Time) (from *other, claim *blob.Bitmap, most int) 
 	// A lane must leave something to the others.
 	n := max(1, min(claimPieces, (free.Count()+lanes-1)/lanes))
 	claim = blob.NewBitmap(missing.Len())
-	for _, i := range best.pieces[:min(n, len(best.pieces))] {
+	for _, i := range best.choose(free, copies, n) {
 		claim.Set(i)
 		a.claims[i] = now
 	}
@@ -260,11 +260,12 @@ func (a *alone) pick(now time.Time) (from *other, claim *blob.Bitmap, most int) 
 	return best.o, claim, max(1, int(readBytes/a.t.blob.Layout().PieceLength()))
 }
 
-// copies counts who has each of the pieces. The caller holds mu.
-func (a *alone) copies(pieces *blob.Bitmap) map[int]int {
-	out := map[int]int{}
-	for i := pieces.NextSet(0); i < pieces.Len(); i = pieces.NextSet(i + 1) {
-		for _, o := range a.others {
+// copies counts who has each of the pieces; it is indexed by piece. The caller holds
+// mu.
+func (a *alone) copies(pieces *blob.Bitmap) []int {
+	out := make([]int, pieces.Len())
+	for _, o := range a.others {
+		for i := pieces.NextSet(0); i < pieces.Len(); i = pieces.NextSet(i + 1) {
 			if o.have.Has(i) {
 				out[i]++
 			}
@@ -273,33 +274,23 @@ func (a *alone) copies(pieces *blob.Bitmap) map[int]int {
 	return out
 }
 
-// candidate is a holder with what it has of the pieces that are asked for, what
-// fewest have first.
+// candidate is a holder that has something of what is asked for.
 type candidate struct {
 	o      *other
-	pieces []int
-	rarest int // copies of the first
+	rarest int // copies of what fewest have of that; 0: it has nothing that is known
 	tie    uint32
 }
 
 // hopes are nodes that may have got some of the pieces since they said what they have:
 // they are asked straight away. The caller holds mu.
-func (a *alone) hopes(pieces *blob.Bitmap, now time.Time) []candidate {
+func (a *alone) hopes(now time.Time) []candidate {
 	var out []candidate
 	for _, o := range a.others {
 		if o.ready(now) && (o.company.Wanting || o.company.Reading) {
 			out = append(out, candidate{o: o, tie: rand.Uint32()})
 		}
 	}
-	if len(out) == 0 {
-		return nil
-	}
-	best := slices.MinFunc(out, candidate.compare)
-	for i := pieces.NextSet(0); i < pieces.Len(); i = pieces.NextSet(i + 1) {
-		best.pieces = append(best.pieces, i)
-	}
-	rand.Shuffle(len(best.pieces), func(i, j int) { best.pieces[i], best.pieces[j] = best.pieces[j], best.pieces[i] })
-	return []candidate{best}
+	return out
 }
 
 // ready tells whether something may be read from o now.
@@ -307,22 +298,31 @@ func (o *other) ready(now time.Time) bool {
 	return !o.banned && o.word != contradicts && o.reads < perHolder && !now.Before(o.rest)
 }
 
-func (o *other) offers(pieces *blob.Bitmap, copies map[int]int, now time.Time) candidate {
-	c := candidate{o: o, tie: rand.Uint32()}
-	if !o.ready(now) {
-		return c
-	}
+// rarest is how many have what fewest have of the pieces that o has; 0: it has none.
+func (o *other) rarest(pieces *blob.Bitmap, copies []int) int {
+	least := 0
 	for i := pieces.NextSet(0); i < pieces.Len(); i = pieces.NextSet(i + 1) {
-		if o.have.Has(i) {
-			c.pieces = append(c.pieces, i)
+		if o.have.Has(i) && (least == 0 || copies[i] < least) {
+			least = copies[i]
 		}
 	}
-	if len(c.pieces) > 0 {
-		rand.Shuffle(len(c.pieces), func(i, j int) { c.pieces[i], c.pieces[j] = c.pieces[j], c.pieces[i] })
-		slices.SortStableFunc(c.pieces, func(i, j int) int { return copies[i] - copies[j] })
-		c.rarest = copies[c.pieces[0]]
+	return least
+}
+
+// choose gives n of the pieces that the holder has at most, what fewest have first; any
+// where it is not known to have some.
+func (c candidate) choose(pieces *blob.Bitmap, copies []int, n int) []int {
+	var out []int
+	for i := pieces.NextSet(0); i < pieces.Len(); i = pieces.NextSet(i + 1) {
+		if c.rarest == 0 || c.o.have.Has(i) {
+			out = append(out, i)
+		}
 	}
-	return c
+	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
+	if c.rarest > 0 {
+		slices.SortStableFunc(out, func(i, j int) int { return copies[i] - copies[j] })
+	}
+	return out[:min(n, len(out))]
 }
 
 // compare orders by who has what fewest have, then by who has fewer reads of ours.

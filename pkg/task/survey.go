@@ -239,11 +239,14 @@ func (a *alone) mine(missing *blob.Bitmap, now time.Time) (blob.Run, bool) {
 // mu.
 func (a *alone) orphans(missing, provable *blob.Bitmap) blob.Run {
 	run := blob.Run{}
-	for i := missing.NextSet(0); i < missing.Len(); i = missing.NextSet(i + 1) {
-		held := false
-		for _, o := range a.others {
-			held = held || provable.Has(i) && o.gives(i)
+	var givers []*other
+	for _, o := range a.others {
+		if o.gives() {
+			givers = append(givers, o)
 		}
+	}
+	for i := missing.NextSet(0); i < missing.Len(); i = missing.NextSet(i + 1) {
+		held := provable.Has(i) && slices.ContainsFunc(givers, func(o *other) bool { return o.have.Has(i) })
 		switch {
 		case held && run.Count > 0, run.Count > 0 && i != run.End():
 			return run
@@ -257,9 +260,9 @@ func (a *alone) orphans(missing, provable *blob.Bitmap) blob.Run {
 	return run
 }
 
-// gives tells whether o has piece i and has not failed to send what it has.
-func (o *other) gives(i int) bool {
-	return !o.banned && o.word != contradicts && o.failures < failsMost && o.have.Has(i)
+// gives tells whether o has not failed to send what it has.
+func (o *other) gives() bool {
+	return !o.banned && o.word != contradicts && o.failures < failsMost
 }
 
 // failsMost is how many reads in a row may fail until a node counts as one that has
@@ -357,8 +360,8 @@ func (a *alone) endOrigin(err error, missing *blob.Bitmap) error {
 }
 
 func overlap(o *other, missing *blob.Bitmap) bool {
-	for i := missing.NextSet(0); i < missing.Len(); i = missing.NextSet(i + 1) {
-		if o.gives(i) {
+	for i := missing.NextSet(0); o.gives() && i < missing.Len(); i = missing.NextSet(i + 1) {
+		if o.have.Has(i) {
 			return true
 		}
 	}
