@@ -96,7 +96,8 @@ type listener struct {
 }
 
 type storeFile struct {
-	Share string `yaml:"share"`
+	Share    string `yaml:"share,omitempty"`
+	KeepFree *int   `yaml:"keepFree,omitempty"` // percent of the disk
 }
 
 type logFile struct {
@@ -123,8 +124,10 @@ type originFile struct {
 // configure gives a member the addresses that it lacks and writes its file.
 func (c *Cluster) configure(m *Member) error {
 	m.File = filepath.Join(m.Dir, "config.yaml")
+	store := storeFile{Share: m.Share}
 	if m.DataDir == "" {
 		m.DataDir = filepath.Join(m.Dir, "data")
+		store.KeepFree = new(int) // all share one disk, and what else fills it is not theirs
 	}
 	want := []*string{&m.Ops, &m.Peer}
 	if m.Role == Node {
@@ -149,7 +152,7 @@ func (c *Cluster) configure(m *Member) error {
 	file := nodeFile{
 		DataDir: m.DataDir,
 		Peer:    listener{m.Peer},
-		Store:   storeFile{m.Share},
+		Store:   store,
 		// The registries' front, their bucket and their token realm are on loopback.
 		Origin: originFile{Hosts: c.cfg.Hosts, Allow: []string{"127.0.0.0/8"}, Proxy: "none"},
 		Log:    log,
