@@ -16,8 +16,8 @@ func memberFaults() []scenario {
 	return []scenario{
 		{name: "scheduler-killed", what: "the scheduler that the pulls are with is killed half way, and started again after 5 s", run: schedulerKilled},
 		{name: "scheduler-hangs", what: "all schedulers are stopped (SIGSTOP) half way, until the pulls are over", before: reference, run: schedulerHangs},
-		{name: "scheduler-pauses", what: "all schedulers are stopped half way for a second, as where their machine is moved", run: pausing(func(w *world) []*cluster.Member { return w.cluster.Schedulers })},
-		{name: "all-pause", what: "every scheduler, seed and node is stopped half way for a second", run: pausing(func(w *world) []*cluster.Member { return w.cluster.Members() })},
+		{name: "scheduler-pauses", what: "all schedulers are stopped half way for 3 s, as where their machine is moved", run: pausing(func(w *world) []*cluster.Member { return w.cluster.Schedulers })},
+		{name: "all-pause", what: "every scheduler, seed and node is stopped half way for 3 s", run: pausing(func(w *world) []*cluster.Member { return w.cluster.Members() })},
 		{name: "schedulers-gone", what: "all schedulers are killed before the pull, when one node has the image", prepare: patient, before: firstWhole, run: schedulersGone},
 		{name: "seed-killed", what: "the seed that reads the origin is killed when that has sent half", run: seedKilled},
 		{name: "nodes-killed", what: "30 % of the nodes are killed half way", run: nodesKilled},
@@ -70,12 +70,13 @@ func signalAll(members []*cluster.Member, s syscall.Signal) error {
 	return nil
 }
 
-// pausing stops some members half way and lets them go on a second later.
+// pausing stops some members half way and lets them go on 3 s later: longer than a lease
+// of a fast link may take.
 func pausing(who func(*world) []*cluster.Member) func(context.Context, *world) error {
 	return func(ctx context.Context, w *world) error {
 		return w.during(ctx, w.cluster.Nodes, w.reachHalf, func(ctx context.Context) error {
 			err := signalAll(who(w), syscall.SIGSTOP)
-			wait(ctx, time.Second)
+			wait(ctx, 3*time.Second)
 			return errors.Join(err, signalAll(who(w), syscall.SIGCONT))
 		})
 	}

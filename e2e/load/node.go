@@ -11,7 +11,7 @@ import (
 )
 
 // Timing of a real node's stream, see pkg/control: a node that waits and has heard
-// nothing for pingBusy pings, and gives the scheduler up after silence.
+// nothing for pingBusy pings, and helps itself after silence.
 const (
 	pingBusy = 150 * time.Millisecond
 	pingIdle = 5 * time.Second

@@ -57,7 +57,7 @@ type Report struct {
 	Refused   int64 `json:"refused"`
 	Shed      int64 `json:"shed"`
 	Revoked   int64 `json:"revoked"`
-	Silences  int64 `json:"silences"` // times that a real node would have given the scheduler up
+	Silences  int64 `json:"silences"` // times that a real node might have helped itself
 	Attended  int64 `json:"attended"`
 	Restarts  int64 `json:"core_restarts"`
 }

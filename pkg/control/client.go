@@ -44,9 +44,11 @@ type client struct {
 	asked    time.Time // ping without an answer; zero when it is answered
 	quiet    int       // ticks of the watch since, and since anything was heard
 	still    int       // those in a row in which this node got no piece either
+	overdue  int       // ticks since a ping that is not answered, whatever else was heard
+	void     bool      // the scheduler fell silent since that ping: it measures nothing
 	mute     bool      // it is silent for too long
 	muted    time.Time // when it last was
-	slow     int       // how often it spoke again and its silence was doubled
+	slow     int       // how often it spoke again, and may be silent for twice as long
 	number   uint64
 	measured time.Time     // when trip was last measured
 	trip     time.Duration // smoothed control round trip; 0 while unknown
@@ -93,7 +95,7 @@ func (c *client) once(ctx context.Context, dial Conn, l listener) error {
 func (c *client) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.joined, c.queue = false, nil
+	c.joined, c.mute, c.queue = false, false, nil
 }
 
 func (c *client) receive(ctx context.Context, st stream, l listener) error {
@@ -155,7 +157,7 @@ func (c *client) silent() bool {
 func (c *client) join() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.joined, c.mute, c.asked, c.queue = true, false, time.Time{}, nil
+	c.joined, c.slow, c.asked, c.queue = true, 0, time.Time{}, nil
 	c.trip, c.measured = 0, time.Time{}
 }
 
@@ -168,10 +170,12 @@ func (c *client) answered(number uint64) {
 		return
 	}
 	now := time.Now()
-	took := now.Sub(c.asked)
-	if c.trip == 0 {
+	took := min(now.Sub(c.asked), silence)
+	switch {
+	case c.void:
+	case c.trip == 0:
 		c.trip = took
-	} else {
+	default:
 		c.trip += (took - c.trip) / smoothing
 	}
 	c.asked, c.measured = time.Time{}, now
@@ -226,7 +230,8 @@ func fitting(events []*damselflyv1.NodeEvent) int {
 }
 
 // errSilent ends a stream whose scheduler is there and has not answered for long, as
-// one that hangs: the next stream starts both sides from what is true then.
+// one that hangs: another scheduler may be tried, and the next stream starts both sides
+// from what is true then.
 var errSilent = errors.New("the scheduler does not answer")
 
 // watch pings, says when the scheduler falls silent, and errs when it stays so.
@@ -255,8 +260,8 @@ func (c *client) watch(ctx context.Context, l listener) error {
 //
 // Silence counts in ticks of the watch. Of the time that this process slept, stopped or
 // short of CPU, one tick counts, and the answer that came meanwhile is heard before the
-// next. Nor do ticks count for much in which pieces came: what was leased helps this
-// node on, and it would not fare better by itself.
+// next. Nor do ticks count for much in which this node tells of pieces: what was leased
+// helps it on, and it would not fare better by itself.
 func (c *client) look(now time.Time, busy bool) (mute, ends bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -269,7 +274,7 @@ func (c *client) look(now time.Time, busy bool) (mute, ends bool) {
 	}
 	if c.asked.IsZero() {
 		if now.Sub(c.heard) >= every || now.Sub(c.measured) >= pingIdle {
-			c.asked, c.quiet, c.still = now, 0, 0
+			c.asked, c.quiet, c.still, c.overdue, c.void = now, 0, 0, 0, false
 			c.number++
 			c.push(&damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Ping{Ping: &damselflyv1.Ping{Number: c.number}}})
 		}
@@ -277,15 +282,20 @@ func (c *client) look(now time.Time, busy bool) (mute, ends bool) {
 	}
 	c.quiet++
 	c.still++
+	c.overdue++
 	still, quiet := time.Duration(c.still)*watchTick, time.Duration(c.quiet)*watchTick
 	if now.Sub(c.muted) > slowFor {
 		c.slow = 0
 	}
 	if !c.mute && busy && (still >= silence<<c.slow || quiet >= silenceMost) {
-		c.mute, c.muted = true, now
+		c.mute, c.muted, c.void = true, now, true
 		mute = true
 	}
-	return mute, quiet >= silenceEnds
+	limit := silenceIdle
+	if busy {
+		limit = silenceBusy
+	}
+	return mute, quiet >= limit || time.Duration(c.overdue)*watchTick >= pongMost
 }
 
 // push queues an event. The caller holds mu.

@@ -21,8 +21,9 @@ import (
 const Protocol = 1
 
 // Timing of a stream. A node that waits hears from its scheduler within silence, or
-// counts it as silent and helps itself, which keeps DESIGN.md's promise of 500 ms; within
-// silenceMost, where pieces come meanwhile. After silenceEnds the stream ends too.
+// counts it as silent and helps itself; within silenceMost, where pieces come meanwhile.
+// Its stream ends after silenceBusy; after silenceIdle, where nobody waits. What waits to
+// be sent is bounded by pongMost: a scheduler speaks, and reads nothing.
 //
 // A scheduler that speaks again was slow and not gone. It may be silent for twice as long
 // from then on (slowMost times), until it was not for slowFor: where a whole cluster is
@@ -33,7 +34,9 @@ const (
 	pingIdle     = 5 * time.Second
 	silence      = 400 * time.Millisecond
 	silenceMost  = 2 * time.Second
-	silenceEnds  = 15 * time.Second
+	silenceBusy  = 5 * time.Second
+	silenceIdle  = 15 * time.Second
+	pongMost     = time.Minute
 	slowFor      = time.Minute
 	slowMost     = 2
 	backoffFirst = 100 * time.Millisecond
@@ -49,8 +52,8 @@ const (
 
 // Timing of the set.
 const (
-	// grace is how long a scheduler whose stream ended keeps its blobs while others
-	// live: by then these have mostly noticed too, and all nodes move alike.
+	// grace is how long a scheduler that is silent, or whose stream ended, keeps its
+	// blobs while others live: by then these have mostly noticed too, and all nodes move alike.
 	grace = 1500 * time.Millisecond
 	// settling is how long a blob that has moved stays wanted where it was, while its
 	// new owner hears who holds what: one that hears a want before it has heard of any

@@ -2,11 +2,8 @@ package control_test
 
 import (
 	"bytes"
-	"slices"
-	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
@@ -42,6 +39,11 @@ func joined(d control.Decision) bool {
 func lost(d control.Decision) bool {
 	l, ok := d.(control.Lost)
 	return ok && l.Concerns(blob.FromBytes(nil))
+}
+
+func spoke(d control.Decision) bool {
+	s, ok := d.(control.Spoke)
+	return ok && s.Concerns(blob.FromBytes(nil))
 }
 
 func TestHavesTravelTogether(t *testing.T) {
@@ -106,122 +108,6 @@ func TestPieceToldTwiceIsNoSecondRun(t *testing.T) {
 				}
 				got++
 			}
-		}
-	})
-}
-
-// unanswered reads what comes on a stream, and gives the last ping's number.
-func unanswered(st *stream) (ping func() uint64) {
-	var mu sync.Mutex
-	var last uint64
-	go func() {
-		for {
-			select {
-			case m := <-st.up:
-				for _, e := range m.GetEvents() {
-					if p := e.GetPing(); p != nil {
-						mu.Lock()
-						last = p.GetNumber()
-						mu.Unlock()
-					}
-				}
-			case <-st.ctx.Done():
-				return
-			}
-		}
-	}()
-	return func() uint64 {
-		mu.Lock()
-		defer mu.Unlock()
-		return last
-	}
-}
-
-func pong(number uint64) *damselflyv1.Decision {
-	return &damselflyv1.Decision{Decision: &damselflyv1.Decision_Pong{Pong: &damselflyv1.Pong{Number: number}}}
-}
-
-// until waits for the next decision that r takes, and tells when it came.
-func (r *recorder) until(what func(control.Decision) bool) time.Duration {
-	started := time.Now()
-	for {
-		<-time.After(10 * time.Millisecond)
-		if slices.ContainsFunc(r.take(), what) {
-			return time.Since(started)
-		}
-	}
-}
-
-func TestSilentSchedulerIsLostWithinHalfASecond(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c, s, st, r := attend(t, busily)
-		ping := unanswered(st)
-		if took := r.until(lost); took > 700*time.Millisecond || c.Answering() {
-			t.Fatalf("a silent scheduler was given up after %v", took)
-		}
-		// What was leased runs on and ends where it came from: the scheduler knows of it.
-		st.decide(lease(7, blob.FromBytes(nil)))
-		synctest.Wait()
-		if got := r.take(); len(got) != 2 || !joined(got[0]) || !c.Answering() {
-			t.Fatalf("when it spoke again the handler heard %v", got)
-		}
-		// It was slow: it may be so for twice as long now.
-		st.decide(pong(ping()))
-		if took := r.until(lost); took < 800*time.Millisecond || took > 1200*time.Millisecond {
-			t.Fatalf("a scheduler that is slow was given up after %v", took)
-		}
-		select {
-		case next := <-s.streams: // it hangs
-			<-next.up
-			next.decide(welcome)
-			synctest.Wait()
-			if got := r.take(); len(got) != 1 || !joined(got[0]) {
-				t.Fatalf("after it came back the handler heard %v", got)
-			}
-		case <-time.After(20 * time.Second):
-			t.Fatal("a scheduler that hangs keeps its stream")
-		}
-	})
-}
-
-// A process that was stopped, or got no CPU, finds the answers of that time unread.
-func TestOwnSleepIsNoSilence(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		asleep := make(chan time.Duration, 1)
-		c, _, st, r := attend(t, func() bool {
-			select {
-			case d := <-asleep:
-				<-time.After(d)
-			default:
-			}
-			return true
-		})
-		for i := range 50 {
-			n := (<-st.up).GetEvents()[0].GetPing().GetNumber()
-			if i == 20 {
-				asleep <- time.Second // from the next tick on
-				<-time.After(time.Second + 120*time.Millisecond)
-			}
-			st.decide(pong(n))
-		}
-		if got := r.take(); len(got) != 0 || !c.Answering() {
-			t.Fatalf("the handler heard %v", got)
-		}
-	})
-}
-
-// Who gets pieces by leases has no reason to help itself; but a lease may trickle.
-func TestPiecesPutSilenceOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c, _, st, r := attend(t, busily)
-		unanswered(st)
-		started := time.Now()
-		for c.Answering() && time.Since(started) < time.Minute {
-			c.Tell(control.Have{Digest: blob.FromBytes(nil), Size: 1, Runs: []blob.Run{{Count: 1}}})
-			<-time.After(90 * time.Millisecond)
-		}
-		if took := time.Since(started); took < 2*time.Second || took > 2500*time.Millisecond || !slices.ContainsFunc(r.take(), lost) {
-			t.Fatalf("a silent scheduler was given up after %v", took)
 		}
 	})
 }

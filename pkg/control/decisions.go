@@ -13,7 +13,7 @@ import (
 
 // Decision is what a scheduler decided for this node, checked against the
 // blob's layout: a Lease, Cancel, Queued, Revoke, Tell or Refuse; or what this
-// package noticed of the schedulers themselves: Joined or Lost. Which of them
+// package noticed of the schedulers themselves: Joined, Lost or Spoke. Which of them
 // decided is no matter: lease IDs are this node's own.
 type Decision any
 
@@ -64,6 +64,11 @@ type Refuse struct {
 // what the node holds and wants of those that Concerns names. Concerns is safe for
 // concurrent use and may be kept.
 type Joined struct{ Concerns func(blob.Digest) bool }
+
+// Spoke says that the scheduler of the blobs that Concerns names speaks again after a
+// silence (Lost), on the same stream. It knows all that it was told there, in the silence
+// too: only tasks that went on by themselves want again, to hear that it looks after them.
+type Spoke struct{ Concerns func(blob.Digest) bool }
 
 // Lost says that the stream to the scheduler of the blobs that Concerns names
 // broke, or that it fell silent: leases that run go on, and tasks that wait look

@@ -94,9 +94,8 @@ func (a *attended) hear(d Decision) {
 	}
 }
 
-// regard implements listener. A scheduler that is silent keeps its stream, its leases
-// and what it knows of this node, and looks after no blob; when it speaks again, it is told
-// everything as one that has just come.
+// regard implements listener. A scheduler that is silent keeps its stream and its
+// leases, and is told on as long as nobody else has its blobs; no task waits for it.
 func (a *attended) regard() {
 	s, m := a.s, a.m
 	s.turn.Lock()
@@ -109,29 +108,53 @@ func (a *attended) regard() {
 	}
 	m.mute = mute
 	if mute {
-		concerns := s.lose(m)
+		decisions := s.lose(m)
 		s.mu.Unlock()
 		s.log.Warn("a scheduler is silent; this node helps itself until it speaks again", zap.String("scheduler", m.ID), zap.String("address", m.Address))
-		s.handler.Handle(Lost{Concerns: concerns})
-	} else {
-		m.lost = time.Time{}
-		moved, _ := s.spread(m.ID)
-		s.mu.Unlock()
-		s.log.Info("a scheduler speaks again", zap.String("scheduler", m.ID), zap.String("address", m.Address))
+		for _, d := range decisions {
+			s.handler.Handle(d)
+		}
+		poke(s.changed)
+		return
+	}
+	before, fresh := s.live, m.ID
+	told := slices.Contains(before, m.ID)
+	if told {
+		fresh = ""
+	}
+	m.lost = time.Time{}
+	moved, any := s.spread(fresh)
+	s.mu.Unlock()
+	s.log.Info("a scheduler speaks again", zap.String("scheduler", m.ID), zap.String("address", m.Address))
+	if any {
 		s.handler.Handle(Joined{Concerns: moved})
+	}
+	if told {
+		s.handler.Handle(Spoke{Concerns: ownedBy(m.ID, before)})
 	}
 	poke(s.changed)
 }
 
-// lose notes that m looks after no blob any more, and returns which it did. The caller
-// holds mu.
-func (s *Set) lose(m *member) (concerns func(blob.Digest) bool) {
-	m.lost = time.Now()
-	concerns = ownedBy(m.ID, s.live)
-	if s.spread(""); len(s.live) == 0 {
-		return func(blob.Digest) bool { return true } // also of those that were in their grace
+// lose notes that nobody waits for m any more, and returns what the handler is to hear
+// of it. The caller holds mu.
+func (s *Set) lose(m *member) []Decision {
+	concerns := ownedBy(m.ID, s.live)
+	known := !m.lost.IsZero() // it was silent before
+	if !known {
+		m.lost = time.Now()
 	}
-	return concerns
+	moved, any := s.spread("")
+	if !s.answering {
+		concerns = func(blob.Digest) bool { return true } // also of those that were in their grace
+	}
+	var out []Decision
+	if !known {
+		out = append(out, Lost{Concerns: concerns})
+	}
+	if any {
+		out = append(out, Joined{Concerns: moved})
+	}
+	return out
 }
 
 // start attends a scheduler until its stop is called; until the first stream ends
@@ -189,7 +212,7 @@ func (s *Set) once(ctx context.Context, m *member) error {
 	return nil
 }
 
-// left notes that m does not answer any more.
+// left notes that m's stream has ended.
 func (s *Set) left(m *member) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
@@ -198,16 +221,12 @@ func (s *Set) left(m *member) {
 		s.mu.Unlock()
 		return
 	}
-	mute := m.mute
 	s.forget(m)
-	if mute { // that was noticed when it fell silent
-		s.mu.Unlock()
-		poke(s.changed)
-		return
-	}
-	concerns := s.lose(m)
+	decisions := s.lose(m)
 	s.mu.Unlock()
-	s.handler.Handle(Lost{Concerns: concerns})
+	for _, d := range decisions {
+		s.handler.Handle(d)
+	}
 	poke(s.changed)
 }
 

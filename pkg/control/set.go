@@ -30,8 +30,8 @@ type Config struct {
 // Set is all schedulers of the cluster as one: a stream to each, the events of a
 // blob to the one that it belongs to, and one budget of slots. Its methods are safe
 // for concurrent use, never block, and may be called by the handler; events for a
-// scheduler that does not answer are dropped, because the handler tells everything
-// again on Joined.
+// scheduler that this node does not attend are dropped, because the handler tells
+// everything again on Joined; those for one that is silent wait on its stream.
 //
 // A blob belongs to its owner in the ring over those schedulers that answer this
 // node, or did until a moment ago (grace). Want and Have go there; a Have also goes
@@ -63,18 +63,19 @@ type Set struct {
 	turn    sync.Mutex
 	handler Handler
 
-	mu      sync.Mutex
-	members map[string]*member // by peer ID: whom this node attends, or tries to
-	known   []Holder           // the last set that was told
-	seeds   []Holder           // that a scheduler told of last
-	live    []string           // over whom blobs are spread now
-	before  []string           // over whom they were until moved
-	moved   time.Time
-	wants   map[blob.Digest]string // whom they were told to
-	pending map[blob.Digest]Want   // of blobs that have just moved
-	leases  leases
-	uploads map[blob.Digest]int
-	asking  *asking
+	mu        sync.Mutex
+	members   map[string]*member // by peer ID: whom this node attends, or tries to
+	known     []Holder           // the last set that was told
+	seeds     []Holder           // that a scheduler told of last
+	live      []string           // over whom blobs are spread now: whom they are told to
+	answering bool               // any of them answers
+	before    []string           // over whom they were until moved
+	moved     time.Time
+	wants     map[blob.Digest]string // whom they were told to
+	pending   map[blob.Digest]Want   // of blobs that have just moved
+	leases    leases
+	uploads   map[blob.Digest]int
+	asking    *asking
 }
 
 // asking is a scheduler that is told what this node holds of a blob, whosoever the
@@ -106,7 +107,7 @@ func poke(c chan struct{}) {
 func (s *Set) Answering() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.live) > 0
+	return s.answering
 }
 
 // Addresses are those of the schedulers that this node was last told of.
@@ -133,7 +134,7 @@ func (s *Set) Seeds() []Holder {
 func (s *Set) Joined(d blob.Digest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.owner(d) != ""
+	return s.answering && s.owner(d) != ""
 }
 
 // owner is whose blob d is. The caller holds mu.
@@ -302,19 +303,23 @@ func (s *Set) answer(m *member, d blob.Digest) {
 }
 
 // spread looks over whom blobs are spread now. It returns which blobs have another
-// owner than before, or have fresh, who knows nothing. The caller holds mu.
+// owner than before, or have fresh, who knows nothing, or not what was told lately. The
+// caller holds mu.
 func (s *Set) spread(fresh string) (moved func(blob.Digest) bool, any bool) {
 	before, now := s.live, time.Now()
-	s.live = nil
-	answers := false
+	s.live, s.answering = nil, false
+	var attended []string
 	for id, m := range s.members {
 		if m.answers() || !m.lost.IsZero() && now.Sub(m.lost) < grace {
 			s.live = append(s.live, id)
 		}
-		answers = answers || m.answers()
+		if m.joined {
+			attended = append(attended, id)
+		}
+		s.answering = s.answering || m.answers()
 	}
-	if !answers {
-		s.live = nil
+	if !s.answering { // those that are silent are told on
+		s.live = attended
 	}
 	slices.Sort(s.live)
 	after := s.live
@@ -325,7 +330,7 @@ func (s *Set) spread(fresh string) (moved func(blob.Digest) bool, any bool) {
 		clear(s.pending)
 	case len(before) > 0 && !slices.Equal(before, after):
 		s.before, s.moved = before, now
-	case fresh != "" && len(after) > 1: // it is back, and has forgotten
+	case fresh != "" && len(after) > 1: // it is back, and does not know
 		s.before = slices.DeleteFunc(slices.Clone(after), func(id string) bool { return id == fresh })
 		s.moved = now
 	}

@@ -40,6 +40,12 @@ func (m *Manager) Handle(d control.Decision) {
 		m.tell(d.Digest)
 	case control.Joined:
 		m.tellAll(d.Concerns)
+	case control.Spoke:
+		m.withTasks(func(t *task) {
+			if t.clients > 0 && t.alone != nil && !t.refused && d.Concerns(t.digest) {
+				m.want(t)
+			}
+		})
 	case control.Lost:
 		m.withTasks(func(*task) {}) // each looks whether it still has a scheduler
 	}
@@ -90,6 +96,7 @@ func (m *Manager) lease(l control.Lease) {
 		m.scheduler.Tell(control.Failed{Lease: l.ID, Reason: reason})
 		return
 	}
+	t.refused = false // by what it said before
 	m.answered(t)
 	ctx, end := context.WithCancelCause(t.ctx)
 	t.leases[l.ID] = running{l.Run, end}

@@ -12,7 +12,7 @@ import (
 
 // The server is overloaded when messages have waited for the owner longer than
 // lagHigh for lagTime, and no more when all have waited less than lagLow for
-// calmTime. Nodes that wait give a scheduler up that is silent for 400 ms: this
+// calmTime. Nodes that wait help themselves when a scheduler is silent for 400 ms: this
 // must act well before.
 const (
 	lagHigh  = 50 * time.Millisecond

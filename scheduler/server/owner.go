@@ -68,7 +68,25 @@ func (s *Server) wait(ctx context.Context, timer *time.Timer) error {
 	case set, ok := <-s.members:
 		s.gotMembers(set, ok)
 	}
+	s.slept(max(now, s.wake), overslept)
 	return nil
+}
+
+// overslept is how late the owner may wake, and longRound how long a round may take, before
+// the process counts as stopped, moved or without CPU meanwhile.
+const (
+	overslept = 200 * time.Millisecond
+	longRound = 2 * time.Second
+)
+
+// slept takes the time since then off the server's clock, where it is longer than most:
+// what nodes said meanwhile is not read yet, and neither their leases nor their silence
+// may be counted from it.
+func (s *Server) slept(then, most time.Duration) {
+	if late := s.since() - then; late > most {
+		s.lost.Add(int64(late))
+		s.log.Warn("the scheduler did not run for a while: it was stopped, or has no CPU", zap.Duration("for", late))
+	}
 }
 
 // next is when there is something to do even if nobody says anything.
@@ -96,12 +114,14 @@ func (s *Server) dueAt() (time.Duration, bool) {
 // round takes a part of what has come, and sends what was decided of it: each
 // stream is woken once a round.
 func (s *Server) round() {
+	began := s.since()
 	for range min(batchLimit, len(s.batch)-s.at) {
 		e := s.batch[s.at]
 		s.at++
 		s.take(e)
 		e.from.reuse(e.message.memory)
 	}
+	s.slept(began, longRound)
 	now := s.since()
 	if due, ok := s.dueAt(); ok && now >= due {
 		s.ticked = now
@@ -121,16 +141,18 @@ func (s *Server) round() {
 	s.wake = s.next()
 }
 
-// since is the time since the server was made.
-func (s *Server) since() time.Duration { return time.Since(s.epoch) }
+// since is the server's clock: the time since it was made, without that in which it did
+// not run.
+func (s *Server) since() time.Duration { return time.Since(s.epoch) - time.Duration(s.lost.Load()) }
 
 func (s *Server) take(e envelope) {
 	node := e.from.node
 	now := s.since()
 	if !e.left {
 		s.took = append(s.took, e.from)
-		s.behind.Store(int64(now - e.came))
-		s.look(now, now-e.came)
+		waited := max(now-e.came, 0) // it may have come before slept
+		s.behind.Store(int64(waited))
+		s.look(now, waited)
 	}
 	switch {
 	case e.attend != nil:

@@ -267,6 +267,50 @@ func TestSilentNodeIsEndedWhereTheCorePanicsAtThat(t *testing.T) {
 	})
 }
 
+// dozes does not run for a minute when somebody wants the blob "nap".
+type dozes struct{ mind }
+
+func (m dozes) Apply(now core.Time, e core.Event, out []core.Decision) []core.Decision {
+	if w, ok := e.(*core.Want); ok && w.Digest == blob.FromBytes([]byte("nap")) {
+		<-time.After(time.Minute) // of the bubble that the test runs in
+	}
+	return m.mind.Apply(now, e, out)
+}
+
+// A scheduler that was stopped has not read what nodes said meanwhile: neither their
+// leases are late then, nor they silent.
+func TestOwnSleepIsNobodysFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBenchOf(t, 0, func(m mind) mind { return dozes{m} })
+		holder, reader, other := b.attend("holder"), b.attend("reader"), b.attend("other")
+		holder.say(&core.Have{Node: "holder", Digest: blob.FromBytes([]byte("x")), Size: 1, Runs: []blob.Run{{Count: 1}}, Sealed: true})
+		reader.want("x")
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if b.state.Running("reader") != 1 {
+			t.Fatal("the reader has no lease")
+		}
+		other.want("nap")
+		time.Sleep(time.Minute + time.Second)
+		synctest.Wait()
+		if b.state.Running("reader") != 1 {
+			t.Error("the lease of the reader was taken for late")
+		}
+		for _, c := range []*client{holder, reader, other} {
+			if c.why() != nil {
+				t.Errorf("the stream of %s ended: %v", c.node, c.why())
+			}
+		}
+		if b.logs.FilterMessageSnippet("did not run for a while").Len() != 1 {
+			t.Error("the log does not say that the scheduler slept")
+		}
+		_ = b.end()
+		if strings.Contains(b.trace.String(), "\tcancel") {
+			t.Errorf("a lease was cancelled:\n%s", b.trace.String())
+		}
+	})
+}
+
 // An idle stream keeps nothing of what its last messages said.
 func TestReuseKeepsNoEvents(t *testing.T) {
 	s := newStream("n", &senders{}, nil)

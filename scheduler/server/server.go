@@ -41,7 +41,8 @@ const (
 	tick       = 50 * time.Millisecond
 	look       = time.Second // between two looks for silent nodes while leases run
 	// silentBusy and silentIdle are how long a node may say nothing, with leases
-	// and without. Nodes that wait or read ping several times a second.
+	// and without. Nodes that wait or read ping several times a second, while they
+	// are answered.
 	silentBusy = 5 * time.Second
 	silentIdle = 30 * time.Second
 )
@@ -78,6 +79,7 @@ type Server struct {
 	log     *zap.Logger
 	metrics *metrics
 	epoch   time.Time
+	lost    atomic.Int64 // in which it did not run, in nanoseconds
 	inbox   *inbox
 	behind  atomic.Int64 // how long what the owner took last had waited, in nanoseconds
 	senders senders
