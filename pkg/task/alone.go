@@ -239,7 +239,10 @@ func (a *alone) pick(now time.Time) (from *other, claim *blob.Bitmap, most int) 
 	copies := a.copies(free)
 	var candidates []candidate
 	for _, o := range a.others {
-		if rarest := o.rarest(free, copies); rarest > 0 && o.ready(now) {
+		if !o.ready(now) {
+			continue
+		}
+		if rarest := o.rarest(free, copies); rarest > 0 {
 			candidates = append(candidates, candidate{o, rarest, rand.Uint32()})
 		}
 	}
