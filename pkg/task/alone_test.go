@@ -3,7 +3,6 @@ package task_test
 import (
 	"bytes"
 	"fmt"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -179,6 +178,15 @@ func TestNoRoomIsFedByTheSwarm(t *testing.T) {
 
 // When a scheduler answers, it decides again.
 func TestSchedulerTakesOver(t *testing.T) {
+	for name, answers := range map[string]control.Decision{
+		"one that has come":     control.Joined{Concerns: everything},
+		"one that speaks again": control.Spoke{Concerns: everything},
+	} {
+		t.Run(name, func(t *testing.T) { schedulerTakesOver(t, answers) })
+	}
+}
+
+func schedulerTakesOver(t *testing.T, answers control.Decision) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t, 16)
 		a, n := w.settle("a", identity.RoleNode), w.settle("n", identity.RoleNode)
@@ -194,7 +202,8 @@ func TestSchedulerTakesOver(t *testing.T) {
 		n.scheduler.mu.Lock()
 		n.scheduler.joined = true
 		n.scheduler.mu.Unlock()
-		n.Handle(control.Joined{Concerns: everything})
+		wanted := len(told[control.Want](n.scheduler))
+		n.Handle(answers)
 		n.Handle(control.Queued{Digest: w.d})
 		synctest.Wait()
 		before := w.served
@@ -202,7 +211,7 @@ func TestSchedulerTakesOver(t *testing.T) {
 		if w.served != before {
 			t.Errorf("the origin was read on, from %d to %d bytes, although a scheduler answers", before, w.served)
 		}
-		if wants := told[control.Want](n.scheduler); !slices.ContainsFunc(wants, func(c control.Want) bool { return c.Digest == w.d }) {
+		if len(told[control.Want](n.scheduler)) == wanted {
 			t.Error("the scheduler was told of no want")
 		}
 		n.scheduler.mu.Lock()
