@@ -93,6 +93,9 @@ func newLanes(cfg Config, dial dialFunc, proxy proxyFunc, roots *x509.CertPool) 
 		MaxResponseHeaderBytes: maxHeader,
 	}
 	bulk := ask.Clone()
+	// Clone has set up HTTP/2 and left its name among what TLS offers: a server would
+	// choose it, and this transport not understand the answer.
+	bulk.TLSClientConfig.NextProtos = []string{"http/1.1"}
 	bulk.ForceAttemptHTTP2 = false
 	bulk.HTTP2 = nil
 	bulk.Protocols = new(http.Protocols)
