@@ -49,6 +49,9 @@ const (
 	// lanePush: what a client sends; the origin may be silent for as long as the
 	// client sends and the origin thinks.
 	lanePush
+	// lanePass: what a client asks for itself; the origin may be silent as long as it
+	// may take to answer.
+	lanePass
 )
 
 const (
@@ -56,6 +59,8 @@ const (
 	maxHeader = 256 << 10
 	// maxPush bounds one request of a push, which may be a blob of many GB.
 	maxPush = 24 * time.Hour
+	// maxPass bounds the silence of an origin that a client asks.
+	maxPass = 5 * time.Minute
 )
 
 func newWire(cfg Config, dial dialFunc, proxy proxyFunc, m *metrics) (*wire, error) {
@@ -171,6 +176,8 @@ func (w *wire) send(req *http.Request, l lane) (*http.Response, error) {
 		rt = w.lanes(req.URL).bulk
 	case lanePush:
 		stall = maxPush
+	case lanePass:
+		stall = maxPass
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
 	timer := time.AfterFunc(stall, func() { cancel(ErrStalled) })
