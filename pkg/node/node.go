@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -266,6 +267,14 @@ func (o opener) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 		return nil, err
 	}
 	return h, nil
+}
+
+// Keep implements proxy.Tasks.
+func (o opener) Keep(d blob.Digest, size int64) io.WriteCloser {
+	if k := o.tasks.Keep(d, size); k != nil {
+		return k
+	}
+	return nil
 }
 
 // serve runs a face until ctx ends, then lets running requests finish. Requests

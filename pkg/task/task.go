@@ -102,8 +102,9 @@ type Manager struct {
 	ctx  context.Context // of every task; ended by Run
 	stop context.CancelCauseFunc
 
-	mu    sync.Mutex
-	tasks map[blob.Digest]*task
+	mu      sync.Mutex
+	tasks   map[blob.Digest]*task
+	keeping map[blob.Digest]bool // what a Keeper takes
 }
 
 // task is one blob being made whole. The manager's mutex guards its fields but
@@ -165,7 +166,7 @@ var (
 func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.Logger, reg prometheus.Registerer) *Manager {
 	cfg.setDefaults()
 	m := &Manager{
-		cfg: cfg, store: st, scheduler: s, peers: p, origins: o, log: log, tasks: map[blob.Digest]*task{},
+		cfg: cfg, store: st, scheduler: s, peers: p, origins: o, log: log, tasks: map[blob.Digest]*task{}, keeping: map[blob.Digest]bool{},
 		contacts: &contacts{blobs: map[blob.Digest][]contact{}},
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "damselfly_pull_bytes_total", Help: "Verified bytes that reached this node's store, by what they were read from.",
