@@ -32,8 +32,30 @@ type Config struct {
 
 // MirrorConfig says where the registry face listens.
 type MirrorConfig struct {
-	Listen    string `yaml:"listen" doc:"Address of the registry mirror for containerd, CRI-O and podman. Keep it on loopback: whoever reaches it can pull what this node may pull without a credential. Empty turns it off."`
-	DockerHub string `yaml:"dockerHubListen" doc:"Address of a second mirror face that stands for Docker Hub alone, for dockerd's registry-mirrors. Empty turns it off."`
+	Listen     string           `yaml:"listen" doc:"Address of the registry mirror for containerd, CRI-O and podman. Keep it on loopback: whoever reaches it can pull what this node may pull without a credential. Empty turns it off."`
+	DockerHub  string           `yaml:"dockerHubListen" doc:"Address of a second mirror face that stands for Docker Hub alone, for dockerd's registry-mirrors. Empty turns it off."`
+	Registries []RegistryConfig `yaml:"registries" doc:"Further mirror faces, each for one registry. podman, skopeo and CRI-O need one for a private registry, or one with a port in its name: they learn from its first answer how to log in."`
+}
+
+// RegistryConfig is a mirror face that stands for one registry.
+type RegistryConfig struct {
+	Name   string `yaml:"name" doc:"Registry name as image references spell it, such as registry.example.com:5000."`
+	Listen string `yaml:"listen" doc:"Address of its face, such as 127.0.0.1:65004. Clients look for credentials under this address."`
+}
+
+func (c MirrorConfig) validate() error {
+	var errs []error
+	for i, r := range c.Registries {
+		setting := fmt.Sprintf("mirror.registries[%d]", i)
+		if _, err := origin.ParseRegistry(r.Name); err != nil {
+			errs = append(errs, fmt.Errorf("%s.name: %w", setting, err))
+		}
+		if r.Listen == "" {
+			errs = append(errs, fmt.Errorf("%s.listen is empty; name an address, such as 127.0.0.1:65004", setting))
+		}
+		errs = append(errs, config.CheckAddress(setting+".listen", r.Listen))
+	}
+	return errors.Join(errs...)
 }
 
 // ProxyConfig says where the HTTP proxy face listens, and how all faces behave.
@@ -132,6 +154,7 @@ func (c Config) Validate() error {
 	} {
 		errs = append(errs, config.CheckAddress(a.setting, a.addr))
 	}
+	errs = append(errs, c.Mirror.validate())
 	if c.Peer.UploadSlots < 1 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
 		errs = append(errs, errors.New("peer.uploadSlots and peer.downloadSlots must be 1 to 1024"))
 	}

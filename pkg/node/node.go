@@ -225,14 +225,20 @@ func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prom
 	if n.cfg.Proxy.Listen != "" {
 		n.log.Info("the proxy face serves under its own CA; the runtime must trust it", zap.String("file", p.CAFile()))
 	}
-	for _, f := range []struct {
+	type listened struct {
 		name, addr, setting string
 		handler             func() http.Handler
-	}{
+	}
+	faces := []listened{
 		{"mirror", n.cfg.Mirror.Listen, "--mirror-listen", func() http.Handler { return p.Registry("") }},
 		{"dockerhub", n.cfg.Mirror.DockerHub, "--mirror-docker-hub-listen", func() http.Handler { return p.Registry("docker.io") }},
 		{"proxy", n.cfg.Proxy.Listen, "--proxy-listen", p.ForwardProxy},
-	} {
+	}
+	for i, r := range n.cfg.Mirror.Registries {
+		faces = append(faces, listened{r.Name, r.Listen, fmt.Sprintf("mirror.registries[%d].listen", i),
+			func() http.Handler { return p.Registry(r.Name) }})
+	}
+	for _, f := range faces {
 		if f.addr == "" {
 			continue
 		}

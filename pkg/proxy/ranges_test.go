@@ -220,7 +220,7 @@ func TestLRUDropsTheLeastUsed(t *testing.T) {
 }
 
 func TestLocalize(t *testing.T) {
-	prefix := target{form: formPrefix, registry: "ghcr.io"}
+	prefix := target{form: formPrefix, registry: "ghcr.io", prefix: "ghcr.io"}
 	ns := target{form: formNS, registry: "ghcr.io:5000"}
 	for _, c := range []struct {
 		t        target

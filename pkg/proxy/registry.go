@@ -193,11 +193,10 @@ func (p *Proxy) forward(w *response, r *http.Request, t target) error {
 		defer p.forgetWritten(t)
 	}
 	out := r.Clone(r.Context())
-	if t.form == formPrefix {
-		prefix := "/v2/" + strings.Split(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")[0]
+	if t.prefix != "" {
 		out.URL.Path = t.path
 		out.URL.RawPath = ""
-		if raw, ok := strings.CutPrefix(r.URL.RawPath, prefix); ok {
+		if raw, ok := strings.CutPrefix(r.URL.RawPath, "/v2/"+t.prefix); ok {
 			out.URL.RawPath = "/v2" + raw
 		}
 	}

@@ -63,6 +63,7 @@ func TestRegistryIsChosen(t *testing.T) {
 	w := newWorld(t, func(c *proxy.Config) { c.DefaultRegistry = "quay.io" })
 	w.origin.push("app/img", "v1", noise(10))
 	w.origin.push("library/x", "v1", noise(10))
+	w.origin.push("a.b/img", "v1", noise(10))
 	hub := w.serve(w.proxy.Registry("docker.io"))
 	for _, c := range []struct{ url, want string }{
 		{w.main.URL + "/v2/app/img/manifests/v1?ns=registry.example.com", "HEAD registry.example.com /v2/app/img/"},
@@ -71,6 +72,16 @@ func TestRegistryIsChosen(t *testing.T) {
 		{w.main.URL + "/v2/localhost/app/img/manifests/v1", "HEAD localhost /v2/app/img/"},
 		{w.main.URL + "/v2/reg:5000/app/img/manifests/v1", "HEAD reg:5000 /v2/app/img/"},
 		{w.main.URL + "/v2/app/img/manifests/v1", "HEAD quay.io /v2/app/img/"},
+		// Mirrors whose URL has a path, and clients that say ns all the same.
+		{w.main.URL + "/v2/ghcr.io/app/img/manifests/v1?ns=ghcr.io", "HEAD ghcr.io /v2/app/img/"},
+		{w.main.URL + "/v2/reg:5000/app/img/manifests/v1?ns=REG:5000", "HEAD reg:5000 /v2/app/img/"},
+		{w.main.URL + "/v2/registry-1.docker.io/library/x/manifests/v1?ns=docker.io", "HEAD docker.io /v2/library/x/"},
+		{w.main.URL + "/v2/mirror.example.com/app/img/manifests/v1?ns=docker.io", "HEAD mirror.example.com /v2/app/img/"},
+		{w.main.URL + "/v2/a.b/img/manifests/v1?ns=quay.io", "HEAD quay.io /v2/a.b/img/"},
+		// Short names of Docker Hub.
+		{w.main.URL + "/v2/docker.io/x/manifests/v1", "HEAD docker.io /v2/library/x/"},
+		{w.main.URL + "/v2/x/manifests/v1?ns=docker.io", "HEAD docker.io /v2/library/x/"},
+		{hub.URL + "/v2/x/manifests/v1", "HEAD docker.io /v2/library/x/"},
 		{hub.URL + "/v2/library/x/manifests/v1", "HEAD docker.io /v2/library/x/"},
 		{hub.URL + "/v2/library/x/manifests/v1?ns=docker.io", "HEAD docker.io /v2/library/x/"},
 		{w.main.URL + "/v2/library/x/manifests/v1?ns=registry-1.docker.io", "HEAD docker.io /v2/library/x/"},
@@ -302,8 +313,8 @@ func TestOriginsWithoutDigestOrHead(t *testing.T) {
 				}
 			}
 			// Of a repository where no manifest was served first.
-			w.origin.keep("other", im.layer)
-			if g := w.get("/v2/other/blobs/" + im.layerDigest()); g.status != 200 || g.body != string(im.layer) {
+			w.origin.keep("other/img", im.layer)
+			if g := w.get("/v2/other/img/blobs/" + im.layerDigest()); g.status != 200 || g.body != string(im.layer) {
 				t.Errorf("blob alone: %d", g.status)
 			}
 		})
