@@ -6,6 +6,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -147,4 +148,17 @@ func (m *Manager) keepProven(d blob.Digest, size int64, from io.Reader) error {
 		t.changed()
 	}
 	return b.Seal()
+}
+
+// keep puts a whole blob safely onto the disk, a while after it has come: a sync
+// now would hold up the client's own, which is writing the same bytes. Until then
+// a restart checks the blob again before it trusts it.
+func (m *Manager) keep(t *task) {
+	select {
+	case <-m.ctx.Done():
+	case <-time.After(m.cfg.Settle):
+	}
+	if err := t.blob.Seal(); err != nil {
+		m.log.Error("a whole blob could not be kept", zap.Stringer("digest", t.digest), zap.Error(err))
+	}
 }
