@@ -347,29 +347,62 @@ func (p *Proxy) head(ctx context.Context, t target, q question, own http.Header)
 		}
 	}
 	return once(ctx, p, q.flight("head")+key.header, func(ctx context.Context) (headed, error) {
-		resp, err := q.upstream.Head(ctx, q.ref, own)
-		if err != nil {
-			return headed{}, fmt.Errorf("asking the origin for %s: %w", q.ref, err)
-		}
-		_ = resp.Body.Close()
-		p.noteLimits(t.registry, resp.Header)
-		got := headed{status: resp.StatusCode, header: resp.Header, length: resp.ContentLength, until: time.Now().Add(p.cfg.TagTTL)}
-		if got.status != http.StatusOK {
-			return got, nil
-		}
-		i := infoOf(resp, q.ref.Kind)
-		switch d, err := blob.ParseDigest(resp.Header.Get(digestHeader)); {
-		case !tag:
-			p.allow(q, i)
-		case err == nil:
-			p.allow(q.at(origin.KindManifest, d), i)
-			p.noteLast(q, resolved{digest: d, info: i})
+		got, err := p.askHead(ctx, t, q, own)
+		if err != nil || got.status != http.StatusOK {
+			return got, err
 		}
 		if tag && p.cfg.TagTTL > 0 {
 			p.heads.put(key, got, nil)
 		}
 		return got, nil
 	})
+}
+
+// askHead puts a client's HEAD to the origin, and learns from a good answer.
+func (p *Proxy) askHead(ctx context.Context, t target, q question, own http.Header) (headed, error) {
+	resp, err := q.upstream.Pass(ctx, http.MethodHead, q.ref, own)
+	if err == nil && resp.StatusCode == http.StatusTooManyRequests && q.ref.Kind == origin.KindManifest {
+		_ = resp.Body.Close()
+		if got, ok := p.headByGet(ctx, t, q, own); ok {
+			return got, nil
+		}
+		resp, err = q.upstream.Head(ctx, q.ref, own) // which waits: clients ask again at once, or give up
+	}
+	if err != nil {
+		return headed{}, fmt.Errorf("asking the origin for %s: %w", q.ref, err)
+	}
+	_ = resp.Body.Close()
+	p.noteLimits(t.registry, resp.Header)
+	got := headed{status: resp.StatusCode, header: resp.Header, length: resp.ContentLength, until: time.Now().Add(p.cfg.TagTTL)}
+	if got.status != http.StatusOK {
+		return got, nil
+	}
+	i := infoOf(resp, q.ref.Kind)
+	switch d, err := blob.ParseDigest(resp.Header.Get(digestHeader)); {
+	case q.digest != "":
+		p.allow(q, i)
+	case err == nil:
+		p.allow(q.at(origin.KindManifest, d), i)
+		p.noteLast(q, resolved{digest: d, info: i})
+	}
+	return got, nil
+}
+
+// headByGet answers a HEAD that is limited by a GET that may not be.
+func (p *Proxy) headByGet(ctx context.Context, t target, q question, own http.Header) (headed, bool) {
+	if p.countsGets(t.registry) {
+		return headed{}, false // nor would GET be answered
+	}
+	got, err := p.fetchManifest(ctx, t, q, own)
+	if err != nil || got.large || got.answer.status != http.StatusOK {
+		return headed{}, false
+	}
+	p.note(t, whyHead)
+	h := got.answer.header.Clone()
+	if h.Get(digestHeader) == "" && got.digest != "" {
+		h.Set(digestHeader, got.digest.String())
+	}
+	return headed{status: http.StatusOK, header: h, length: int64(len(got.answer.body)), until: time.Now().Add(p.cfg.TagTTL)}, true
 }
 
 // acceptOf is a client's Accept as part of a key.

@@ -108,8 +108,8 @@ type Proxy struct {
 	last     *lru[tagKey, resolved] // for when the registry is down
 	counting *lru[string, struct{}] // registries that count GETs
 	passed   *lru[string, struct{}] // what was told once
-	flights singleflight.Group
-	buffers sync.Pool
+	flights  singleflight.Group
+	buffers  sync.Pool
 
 	hosts hostSet
 	ca    *authority // nil: no forward proxy

@@ -104,4 +104,3 @@ func (p *Proxy) headStale(w *response, q question, i info) error {
 	w.WriteHeader(http.StatusOK)
 	return nil
 }
-
