@@ -74,9 +74,10 @@ func (a *attended) welcome(ctx context.Context, release string) error {
 	m.attendance++
 	m.joined, m.mute, m.lost, m.spoken, m.word, m.leases = true, false, time.Time{}, false, nil, map[uint64]*lease{}
 	m.told = s.budget()
+	address := m.Address
 	moved, _ := s.spread(id)
 	s.mu.Unlock()
-	s.log.Info("attending a scheduler", zap.String("scheduler", id), zap.String("address", m.Address), zap.String("release", release))
+	s.outages.welcomed(Holder{ID: id, Address: address}, release)
 	s.handler.Handle(Joined{Concerns: moved})
 	if m.attendance == 1 {
 		close(m.first)
@@ -183,7 +184,7 @@ func (s *Set) run(ctx context.Context, m *member, try bool) {
 			return
 		}
 		wait.lasted(time.Since(started))
-		s.log.Warn("the stream to a scheduler ended; connecting again", zap.Error(err), zap.Duration("after", wait.wait))
+		s.failed(m, err)
 		select {
 		case <-m.first:
 		default:
@@ -195,6 +196,14 @@ func (s *Set) run(ctx context.Context, m *member, try bool) {
 			return
 		}
 	}
+}
+
+// failed notes that m cannot be attended, and why.
+func (s *Set) failed(m *member, err error) {
+	s.mu.Lock()
+	to := m.Holder
+	s.mu.Unlock()
+	s.outages.failed(to, err)
 }
 
 func (s *Set) once(ctx context.Context, m *member) error {
@@ -410,7 +419,7 @@ func (s *Set) try(ctx context.Context, to Holder, limit time.Duration) bool {
 		return false
 	case <-timer.C:
 	}
-	s.log.Warn("the scheduler does not welcome this node; trying another", zap.String("address", to.Address), zap.Duration("waited", limit))
+	s.outages.failed(to, fmt.Errorf("it does not welcome this node within %v", limit))
 	end([]*member{m})
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -57,6 +57,7 @@ type Set struct {
 	changed chan struct{} // who there is may have changed
 	slots   chan struct{} // what each may lease may have changed
 	freed   chan struct{} // a lease that waits may start
+	outages *outages
 
 	// turn is held while something that came from a scheduler has its effects. It
 	// comes before mu, and the handler is called under it.
@@ -89,7 +90,7 @@ type asking struct {
 func New(cfg Config, connect Connector, log *zap.Logger) *Set {
 	cfg.Attend.Protocol = Protocol
 	return &Set{
-		cfg: cfg, connect: connect, log: log,
+		cfg: cfg, connect: connect, log: log, outages: newOutages(log),
 		changed: make(chan struct{}, 1), slots: make(chan struct{}, 1), freed: make(chan struct{}, 1),
 		members: map[string]*member{}, wants: map[blob.Digest]string{}, pending: map[blob.Digest]Want{}, uploads: map[blob.Digest]int{},
 		leases: leases{byID: map[uint64]*lease{}},
