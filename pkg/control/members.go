@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -388,23 +387,6 @@ func (s *Set) seek(ctx context.Context, wait *backoff) bool {
 		}
 		wait.more()
 	}
-}
-
-// candidates are whom to try, in order. Nodes begin at different ones, so that each
-// scheduler gets its share of those that come at once.
-func (s *Set) candidates() []Holder {
-	var starts, out []Holder
-	for _, address := range s.cfg.Schedulers {
-		starts = append(starts, Holder{Address: address})
-	}
-	s.mu.Lock()
-	if len(s.known) > 1 { // one alone may have come back with another key
-		out = slices.Clone(s.known)
-	}
-	s.mu.Unlock()
-	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
-	rand.Shuffle(len(starts), func(i, j int) { starts[i], starts[j] = starts[j], starts[i] })
-	return append(out, starts...)
 }
 
 // try attends one scheduler, and tells whether it has welcomed this node in time.
