@@ -71,6 +71,7 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 		debug.SetGCPercent(gcPercent)
 	}
 	cfg = cfg.complete()
+	config.WarnExposed(log, "joinTokenFile", cfg.TokenFile)
 	reg := config.NewRegistry("scheduler")
 	ca, err := openAuthority(ctx, cfg, log)
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {

@@ -127,6 +127,7 @@ func ignoreCanceled(err error) error {
 }
 
 func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (_ *node, err error) {
+	warn(cfg, log)
 	n := &node{cfg: cfg, log: log, limits: newLimits(cfg.Limits)}
 	component := "node"
 	if role == identity.RoleSeed {
