@@ -17,7 +17,7 @@ type Config struct {
 	DataDir   string           `yaml:"dataDir" doc:"Directory for the node's key, its certificate and the store. One node uses it at a time. Put it on the disk that has room for images; losing it costs a new join and the cached blobs, nothing else."`
 	Scheduler Addresses        `yaml:"scheduler" doc:"host:port of the schedulers, with commas between; a name may have several addresses. One that answers is enough: it names the others, and this node attends them all. Naming more lets a node start while some are down. Empty: this node works by itself, as a cache in front of the registries, and exchanges nothing."`
 	JoinToken config.Redacted  `yaml:"joinToken" doc:"Join token from 'scheduler token create', needed once: the certificate that it buys renews itself. Better kept in a file, see joinTokenFile."`
-	TokenFile string           `yaml:"joinTokenFile" doc:"File with the join token. Read at each start, and again when the node must join anew."`
+	TokenFile string           `yaml:"joinTokenFile" file:"read" doc:"File with the join token. Read at each start, and again when the node must join anew."`
 	Mirror    MirrorConfig     `yaml:"mirror" doc:"Where container runtimes find this node as a registry mirror."`
 	Proxy     ProxyConfig      `yaml:"proxy" doc:"The HTTP proxy face, and how all faces treat their clients."`
 	Peer      PeerConfig       `yaml:"peer" doc:"The exchange of pieces with other nodes."`
@@ -84,7 +84,7 @@ type StoreConfig struct {
 	MaxBytes   config.Bytes    `yaml:"maxBytes" doc:"Most bytes of blobs kept; the least recently used go first. 0 means no limit but the disk's."`
 	Share      string          `yaml:"share" doc:"Root directory of a containerd on the same file system, such as /var/lib/containerd. What it pulls is then on the disk once instead of twice, counts nothing against maxBytes, and what it has from elsewhere, images built or imported here too, is given to other nodes that know its digest. It and dataDir must be below one mount: a container gets one directory that both are below, such as the host's /var/lib, not a mount for each, which only XFS and Btrfs can share between. damselfly_cache_kept_twice tells when they cannot. Empty: nothing is shared."`
 	KeepFree   int             `yaml:"keepFree" doc:"Percent of the disk's bytes and inodes to leave to others: where less is free, blobs that nobody uses go, least recently used first. Pulls are never refused for it; of a blob that the disk is too small for, what this leaves room for is kept. The default is where a kubelet begins to evict pods; 0 lets the disk fill."`
-	MaxAge     config.Duration `yaml:"maxAge" doc:"Give up blobs that nobody used for so long, such as 720h. 0 keeps them until room is needed."`
+	MaxAge     config.Duration `yaml:"maxAge" doc:"Give up blobs that nobody used for so long, such as 30d. 0 keeps them until room is needed."`
 	ScrubRate  config.Bytes    `yaml:"scrubRate" doc:"Bytes a second that are read from the disk and proven again in the background, so that rot is found before somebody reads it. More finds it sooner and takes more of the disk. 0 turns it off."`
 	ScrubEvery config.Duration `yaml:"scrubEvery" doc:"How long after one pass over all blobs began the next one begins."`
 }

@@ -128,6 +128,7 @@ func ignoreCanceled(err error) error {
 }
 
 func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (_ *node, err error) {
+	warn(cfg, log)
 	n := &node{cfg: cfg, log: log, limits: newLimits(cfg.Limits)}
 	component := "node"
 	if role == identity.RoleSeed {
@@ -175,20 +176,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 		return nil, err
 	}
 	n.part = &member{cfg: cfg, role: role, link: l, limits: n.limits, tasks: tasks, blobs: n.store, listener: listener, log: log, reg: reg}
-	n.ops.Ready("scheduler", func(context.Context) error {
-		if !l.answering() {
-			return fmt.Errorf("no scheduler answers at %s; pulls are served from the origin meanwhile", cfg.Scheduler)
-		}
-		return nil
-	})
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "damselfly_scheduler_joined", Help: "1 while a scheduler answers this node.",
-	}, func() float64 {
-		if l.answering() {
-			return 1
-		}
-		return 0
-	}))
+	n.part.show(n.ops)
 	return n, nil
 }
 

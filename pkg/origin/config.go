@@ -31,7 +31,7 @@ type Config struct {
 	// client sends none itself and the registry asks for one, so they open to
 	// every client of this node what they open to the node. Read anew whenever a
 	// token is needed.
-	DockerConfig string `yaml:"dockerConfig" doc:"Path of a docker config.json with credentials of this node; empty = none."`
+	DockerConfig string `yaml:"dockerConfig" file:"read" doc:"Path of a docker config.json with credentials of this node; empty = none."`
 	// UserAgent is sent where the client's header has none.
 	UserAgent string `yaml:"-"`
 
@@ -66,7 +66,7 @@ type Host struct {
 	Endpoint string `yaml:"endpoint" doc:"Where it is served: scheme://host[:port][/prefix]. Default https://<name>."`
 	// CAFile holds PEM certificates that the host's own certificate may chain to,
 	// beside the system's. There is no way to switch verification off.
-	CAFile string `yaml:"caFile" doc:"PEM certificates that the host's certificate may chain to, beside the system's."`
+	CAFile string `yaml:"caFile" file:"read" doc:"PEM certificates that the host's certificate may chain to, beside the system's."`
 }
 
 // DefaultConfig is the Config that the zero one stands for.
