@@ -65,8 +65,16 @@ type Host struct {
 	// credentials in the clear.
 	Endpoint string `yaml:"endpoint" doc:"Where it is served: scheme://host[:port][/prefix]. Default https://<name>."`
 	// CAFile holds PEM certificates that the host's own certificate may chain to,
-	// beside the system's. There is no way to switch verification off.
-	CAFile string `yaml:"caFile" doc:"PEM certificates that the host's certificate may chain to, beside the system's."`
+	// beside the system's, and likewise those of the token realm and of redirects
+	// that its answers name. There is no way to switch verification off.
+	CAFile string `yaml:"caFile" doc:"PEM certificates that certificates of the host, its token realm and its redirects may chain to, beside the system's."`
+	// CertFile is a PEM certificate with its chain, and KeyFile its private key,
+	// for a host that wants to know its clients by TLS. They open to every client
+	// of this node what they open to the node. They are shown to the endpoint
+	// alone, never to a realm or a redirect elsewhere, and read anew when the
+	// files change.
+	CertFile string `yaml:"certFile" doc:"PEM client certificate with its chain, shown to the endpoint alone; it opens to all clients of this node what it opens to the node."`
+	KeyFile  string `yaml:"keyFile" doc:"PEM private key of certFile."`
 }
 
 // DefaultConfig is the Config that the zero one stands for.
@@ -134,6 +142,9 @@ func (h Host) parse() (string, *url.URL, error) {
 	name, err := ParseRegistry(h.Name)
 	if err != nil {
 		return "", nil, err
+	}
+	if (h.CertFile == "") != (h.KeyFile == "") {
+		return "", nil, fmt.Errorf("%s has one of certFile and keyFile; give both, or none", name)
 	}
 	if h.Endpoint == "" {
 		return name, defaultEndpoint(name), nil

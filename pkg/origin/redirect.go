@@ -76,7 +76,7 @@ func (w *wire) hop(ctx context.Context, c call, u *url.URL, away bool) (*http.Re
 	} else if c.solve != nil && req.Header.Get("Authorization") == "" {
 		return c.solve(req)
 	}
-	return w.send(req, c.lane)
+	return w.send(req, route{home: c.home, away: away, lane: c.lane})
 }
 
 // redirectTarget is where an answer from u redirects to; nil when it is no

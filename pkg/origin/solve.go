@@ -144,7 +144,7 @@ func (s *solver) RoundTrip(req *http.Request) (*http.Response, error) {
 		return s.askRealm(req)
 	}
 	a := attemptOf(req.Context())
-	resp, err := s.wire.send(req, a.lane)
+	resp, err := s.wire.send(req, route{home: originOf(s.home), lane: a.lane})
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +254,7 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 			Method: req.Method, URL: u, Host: u.Host, Header: header, Body: req.Body, ContentLength: req.ContentLength,
 			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		}
-		resp, err := s.wire.send(out.WithContext(req.Context()), laneAsk)
+		resp, err := s.wire.send(out.WithContext(req.Context()), route{home: originOf(s.home), away: left, lane: laneAsk})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", redactURL(u), err)
 		}
