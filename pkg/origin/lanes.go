@@ -37,6 +37,9 @@ const (
 	// lanePush: what a client sends; the origin may be silent for as long as the
 	// client sends and the origin thinks.
 	lanePush
+	// lanePass: what a client asks for itself; the origin may be silent as long as it
+	// may take to answer.
+	lanePass
 )
 
 // lanes are the two sets of connections to a host. Questions share HTTP/2

@@ -49,7 +49,7 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	}
 	validator := header.Get("If-Range")
 	content := contentHeader(header)
-	question, err := h.call(http.MethodGet, ref, passHeader(ref.Kind, content, c.cfg.UserAgent), askNode, laneBulk)
+	question, err := h.call(http.MethodGet, ref, passHeader(content, c.cfg.UserAgent), askNode, laneBulk)
 	if err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}

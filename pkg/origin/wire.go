@@ -29,8 +29,12 @@ type wire struct {
 	http2Only *expiring[string, struct{}]
 }
 
-// maxPush bounds one request of a push, which may be a blob of many GB.
-const maxPush = 24 * time.Hour
+const (
+	// maxPush bounds one request of a push, which may be a blob of many GB.
+	maxPush = 24 * time.Hour
+	// maxPass bounds the silence of an origin that a client asks.
+	maxPass = 5 * time.Minute
+)
 
 func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.Logger) (*wire, error) {
 	special, err := newHostLanes(cfg, dial, choose, log)
@@ -49,8 +53,11 @@ func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.L
 // ErrStalled when the origin is silent for w.stall. Errors hold no URL.
 func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
 	stall := w.stall
-	if r.lane == lanePush {
+	switch r.lane {
+	case lanePush:
 		stall = maxPush
+	case lanePass:
+		stall = maxPass
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
 	timer := time.AfterFunc(stall, func() { cancel(ErrStalled) })
