@@ -38,10 +38,15 @@ type Config struct {
 	// DialTimeout bounds one TCP connect, and likewise the TLS handshake.
 	// Default 10 s.
 	DialTimeout time.Duration `yaml:"dialTimeout" doc:"Longest TCP connect to an origin, and longest TLS handshake."`
-	// StallTimeout is how long an origin may be silent, before its headers or
-	// between two reads of the body, until the request is given up and taken up
-	// again on another connection. Default 20 s.
-	StallTimeout time.Duration `yaml:"stallTimeout" doc:"How long an origin may be silent before its request is taken up again elsewhere."`
+	// AnswerTimeout is how long an origin, or its token realm, may take to begin its
+	// answer. Registries that fetch on demand take minutes, and a request that is
+	// hung up starts their work anew. A dead peer is found sooner, by TCP and by
+	// HTTP/2's pings. Default 5 min.
+	AnswerTimeout time.Duration `yaml:"answerTimeout" doc:"How long an origin may take to begin its answer; registries that fetch on demand take minutes, and a request that is hung up starts their work anew."`
+	// StallTimeout is how long an origin may be silent once it has begun: between
+	// two reads of a body, and before the headers of what takes a broken body up
+	// again. Then the body is taken up on another connection. Default 20 s.
+	StallTimeout time.Duration `yaml:"stallTimeout" doc:"How long an origin may be silent in the middle of a body before that is taken up again elsewhere."`
 	// MaxRetryAfter is the longest wait that an origin may ask for (429, 503 with
 	// Retry-After) and that Read grants; above it Read fails with a StatusError.
 	// Default 30 s.
@@ -83,6 +88,7 @@ func DefaultConfig() Config { return Config{}.withDefaults() }
 // withDefaults is c with the defaults put in.
 func (c Config) withDefaults() Config {
 	setDefault(&c.DialTimeout, 10*time.Second)
+	setDefault(&c.AnswerTimeout, 5*time.Minute)
 	setDefault(&c.StallTimeout, 20*time.Second)
 	setDefault(&c.MaxRetryAfter, 30*time.Second)
 	setDefault(&c.MaxSkip, 1<<30)
@@ -128,6 +134,7 @@ func (c Config) validateBounds() error {
 		n    int64
 	}{
 		{"dialTimeout", int64(c.DialTimeout)}, {"stallTimeout", int64(c.StallTimeout)},
+		{"answerTimeout", int64(c.AnswerTimeout)},
 		{"maxRetryAfter", int64(c.MaxRetryAfter)}, {"maxSkip", c.MaxSkip}, {"maxRequests", int64(c.MaxRequests)},
 	} {
 		if v.n < 0 {

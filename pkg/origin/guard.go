@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // guard dials upstreams and refuses addresses that are no upstream's: a client
@@ -26,6 +28,11 @@ type guard struct {
 }
 
 const (
+	// maxUnacked is how long what was sent may be unacknowledged until the peer is
+	// taken for dead (RFC 5482). Keepalive does not look while something is under
+	// way, and nothing else does while an origin may think for minutes. A peer that
+	// takes a push in so slowly that its window is shut may need some time.
+	maxUnacked  = time.Minute
 	reachedLife = 5 * time.Minute
 	maxReached  = 256
 )
@@ -67,13 +74,22 @@ func (g *guard) dial(ctx context.Context, network, addr string) (net.Conn, error
 }
 
 // control runs between the making of a socket and its connecting.
-func (g *guard) control(ctx context.Context, _, address string, _ syscall.RawConn) error {
+func (g *guard) control(ctx context.Context, _, address string, raw syscall.RawConn) error {
 	target, _ := ctx.Value(targetKey{}).(string)
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return &ForbiddenAddressError{Target: target, Why: "unreadable"}
 	}
+	setUserTimeout(raw, maxUnacked)
 	return g.check(target, ap.Addr())
+}
+
+// setUserTimeout bounds how long sent data may be unacknowledged. Without it the
+// kernel goes on for a quarter of an hour, so an error is nobody's business.
+func setUserTimeout(raw syscall.RawConn, d time.Duration) {
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+	})
 }
 
 // check errs unless target, host:port, may lead to addr.

@@ -143,8 +143,8 @@ func (h *host) call(method string, ref Ref, header http.Header, who asker, l lan
 	u := *h.endpoint
 	u.Path, u.RawQuery = h.endpoint.Path+p.Path, p.RawQuery
 	out.url = &u
-	out.solve = func(req *http.Request) (*http.Response, error) {
-		return h.solvers[who].do(req, ref.Repository, l)
+	out.solve = func(req *http.Request, r route) (*http.Response, error) {
+		return h.solvers[who].do(req, ref.Repository, r)
 	}
 	return out, nil
 }

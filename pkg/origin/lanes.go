@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -24,6 +25,8 @@ type route struct {
 	// not even to home: the hop between chose the path.
 	away bool
 	lane lane
+	// resumed: it takes up what had begun to come, so silence is a fault.
+	resumed bool
 }
 
 // lane is how a request travels.
@@ -128,7 +131,22 @@ func newLanes(cfg Config, dial dialFunc, choose proxyFunc, config *tls.Config) l
 	bulk.Protocols = new(http.Protocols)
 	bulk.Protocols.SetHTTP1(true)
 	bulk.ReadBufferSize = 32 << 10
+	bulk.DialContext = quick(dial, cfg.StallTimeout)
 	return lanes{ask: ask, bulk: bulk}
+}
+
+// quick is dial for connections that carry nothing but small requests to the
+// origin: what it does not acknowledge for so long, it never will.
+func quick(dial dialFunc, unacked time.Duration) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			if raw, err := tcp.SyscallConn(); err == nil {
+				setUserTimeout(raw, unacked)
+			}
+		}
+		return conn, err
+	}
 }
 
 func loadRoots(file string) (*x509.CertPool, error) {

@@ -45,7 +45,7 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		out.URL, out.Host = &u, endpoint.Host
 		req = &out
 	}
-	r := route{home: originOf(req.URL), lane: laneAsk}
+	r := route{home: originOf(req.URL), lane: lanePass}
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		r.lane = lanePush
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,7 +21,8 @@ type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 // wire sends single requests: it follows no redirect, tries nothing twice and
 // solves no challenge.
 type wire struct {
-	stall   time.Duration
+	answer  time.Duration // silence before an answer
+	stall   time.Duration // silence in the middle of one
 	plain   lanes
 	special map[string]hostLanes // by the origin of an endpoint
 	metrics *metrics
@@ -29,12 +31,8 @@ type wire struct {
 	http2Only *expiring[string, struct{}]
 }
 
-const (
-	// maxPush bounds one request of a push, which may be a blob of many GB.
-	maxPush = 24 * time.Hour
-	// maxPass bounds the silence of an origin that a client asks.
-	maxPass = 5 * time.Minute
-)
+// maxPush bounds one request of a push, which may be a blob of many GB.
+const maxPush = 24 * time.Hour
 
 func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.Logger) (*wire, error) {
 	special, err := newHostLanes(cfg, dial, choose, log)
@@ -42,7 +40,7 @@ func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.L
 		return nil, err
 	}
 	return &wire{
-		stall: cfg.StallTimeout, metrics: m, special: special,
+		answer: cfg.AnswerTimeout, stall: cfg.StallTimeout, metrics: m, special: special,
 		plain:     newLanes(cfg, dial, choose, &tls.Config{}),
 		http2Only: newExpiring[string, struct{}](maxTold),
 	}, nil
@@ -50,18 +48,14 @@ func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.L
 
 // send sends req as it stands and returns the answer's headers, whatever its
 // status. It, or a read of the answer's body, which the caller closes, fails with
-// ErrStalled when the origin is silent for w.stall. Errors hold no URL.
+// ErrStalled when the origin is silent for longer than w.patience. Where req does
+// not say which encodings it takes, it takes none: some origins encode what is
+// not asked for as it is. Errors hold no URL.
 func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
-	stall := w.stall
-	switch r.lane {
-	case lanePush:
-		stall = maxPush
-	case lanePass:
-		stall = maxPass
-	}
+	answer, stall := w.patience(r)
 	ctx, cancel := context.WithCancelCause(req.Context())
-	timer := time.AfterFunc(stall, func() { cancel(ErrStalled) })
-	resp, err := w.roundTrip(req.WithContext(ctx), r)
+	timer := time.AfterFunc(answer, func() { cancel(ErrStalled) })
+	resp, err := w.roundTrip(identity(req.WithContext(ctx)), r)
 	timer.Stop()
 	if err != nil {
 		w.metrics.requests.WithLabelValues("error").Inc()
@@ -80,6 +74,47 @@ func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
 	}
 	resp.Body = body
 	return resp, nil
+}
+
+// patience is how long the origin may be silent before its answer, and within.
+func (w *wire) patience(r route) (answer, stall time.Duration) {
+	switch {
+	case r.lane == lanePush:
+		return maxPush, maxPush
+	case r.lane == lanePass:
+		return w.answer, w.answer
+	case r.resumed:
+		return w.stall, w.stall
+	}
+	return w.answer, w.stall
+}
+
+// identity is req, or a copy that asks for the content as it is.
+func identity(req *http.Request) *http.Request {
+	if _, decided := req.Header["Accept-Encoding"]; decided {
+		return req
+	}
+	out := *req
+	if out.Header = req.Header.Clone(); out.Header == nil {
+		out.Header = http.Header{}
+	}
+	out.Header.Set("Accept-Encoding", "identity")
+	return &out
+}
+
+// encoded tells whether the body of an answer is other bytes than the content.
+// "aws-chunked" is left over in object stores from the upload.
+func encoded(h http.Header) bool {
+	for _, field := range h.Values("Content-Encoding") {
+		for coding := range strings.SplitSeq(field, ",") {
+			switch strings.ToLower(strings.TrimSpace(coding)) {
+			case "", "identity", "aws-chunked":
+			default:
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // cause is err, or why ctx ended when that is what made err.
