@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -27,6 +26,7 @@ type Client struct {
 	log       *zap.Logger
 	wire      *wire
 	dial      dialFunc
+	proxy     proxyFunc
 	keys      *keyring
 	endpoints map[string]*url.URL // by registry name, of listed hosts
 	origins   map[string]bool     // of listed hosts
@@ -52,7 +52,8 @@ const (
 	missingLife = 5 * time.Second
 )
 
-// New makes a client. It reads the CA files of cfg, sends nothing and starts
+// New makes a client. It reads the CA files and
+// client certificates of cfg, sends nothing and starts
 // nothing. reg may be nil.
 func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Client, error) {
 	return newClient(cfg, log, reg, nil)
@@ -76,15 +77,14 @@ func newClient(cfg Config, log *zap.Logger, reg prometheus.Registerer, dial dial
 	if c.dial = dial; dial == nil {
 		c.dial = g.dial
 	}
-	proxy, err := newProxy(cfg, g)
-	if err != nil {
+	if c.proxy, err = newProxy(cfg, g); err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
 	m, err := newMetrics(reg)
 	if err != nil {
 		return nil, fmt.Errorf("origin: metrics: %w", err)
 	}
-	if c.wire, err = newWire(cfg, c.dial, proxy, m); err != nil {
+	if c.wire, err = newWire(cfg, c.dial, c.proxy, m, log); err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
 	return c, nil
@@ -111,13 +111,6 @@ func (c *Client) listHosts() (*guard, error) {
 		g.trust(u)
 	}
 	return g, nil
-}
-
-// Dial connects to addr, host:port, by TCP through the guard, for callers that
-// carry a client's own bytes (tunnels). No proxy is used, and Config.OnlyListed
-// does not count. The error wraps ErrForbiddenAddress where the guard says no.
-func (c *Client) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	return c.dial(ctx, network, addr)
 }
 
 // Limit has the bytes that Read reads wait for all of limits, as the class that its

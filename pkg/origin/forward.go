@@ -85,7 +85,7 @@ type forwarder struct {
 // RoundTrip implements http.RoundTripper. A 429 makes everybody pause, while the
 // answer itself goes to the client as it is.
 func (f forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := f.wire.send(req, lanePush)
+	resp, err := f.wire.send(req, route{home: originOf(req.URL), lane: lanePush})
 	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
 		refused := readRefusal(resp)
 		f.gate.saw(time.Now(), refused)

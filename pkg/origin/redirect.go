@@ -16,13 +16,15 @@ type call struct {
 	header http.Header // as sent to the home; see awayHeader for elsewhere
 	home   string      // origin that Authorization and Cookie are for
 	// solve sends a request that has no Authorization to the home, nil: as any.
-	solve func(*http.Request) (*http.Response, error)
+	solve func(*http.Request, route) (*http.Response, error)
 	lane  lane
 	// verified: the content is checked by digest, so it may come by plain http.
 	verified bool
 	// relay: a redirect that cannot be followed is the answer, for a client that may be
 	// able to.
 	relay bool
+	// resumed: it takes up what had begun to come.
+	resumed bool
 }
 
 // answer is the last answer of a call.
@@ -90,12 +92,13 @@ func (w *wire) hop(ctx context.Context, c call, u *url.URL, away bool) (*http.Re
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	req = req.WithContext(ctx)
+	r := route{home: c.home, away: away, lane: c.lane, resumed: c.resumed}
 	if away {
 		req.Header = awayHeader(c.header)
 	} else if c.solve != nil && req.Header.Get("Authorization") == "" {
-		return c.solve(req)
+		return c.solve(req, r)
 	}
-	return w.send(req, c.lane)
+	return w.send(req, r)
 }
 
 // redirectTarget is where an answer from u redirects to; nil when it is no
