@@ -203,7 +203,7 @@ func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prom
 	if n.cfg.Proxy.Listen != "" && pc.CADir == "" {
 		pc.CADir = filepath.Join(n.cfg.DataDir, "proxy-ca")
 	}
-	pc.Dial = origins.Dial
+	pc.Dial, pc.Transport = origins.Dial, origins.Transport()
 	pc.Solver = origins.Solver()
 	p, err := proxy.New(pc, opener{n.tasks}, origins, n.log.Named("proxy"), reg)
 	if err != nil {

@@ -2,9 +2,9 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"time"
 
@@ -31,10 +31,11 @@ type Config struct {
 	// this node: loopback, link-local, metadata. Needed with CADir.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
 
-	// TLS, if set, is how intercepted hosts are verified when a path outside of the
-	// registry API is passed on to them, such as their token realm. Default: by the
-	// system's certificates.
-	TLS *tls.Config `yaml:"-"`
+	// Transport sends what is passed on outside of the registry API: plain HTTP requests
+	// to other hosts, and other paths of intercepted hosts, such as their token realm. It
+	// must refuse what Dial refuses. Default: connections of Dial, verified by the system's
+	// certificates.
+	Transport http.RoundTripper `yaml:"-"`
 
 	// Solver, if set, takes the place of the Upstream for requests that name their
 	// registry by path prefix and carry no Authorization. Their clients (podman,
@@ -91,7 +92,7 @@ func setDefault[T comparable](v *T, def T) {
 }
 
 // Validate says what is wrong with c and how to mend it. It reads no file and
-// does not look at Dial, TLS and Solver, which no user sets.
+// does not look at Dial, Transport and Solver, which no user sets.
 func (c Config) Validate() error {
 	if c.DefaultRegistry != "" {
 		if _, err := origin.ParseRegistry(c.DefaultRegistry); err != nil {

@@ -217,7 +217,7 @@ func (p *Proxy) Close() error {
 	}
 	p.running.Wait()
 	if p.plain != nil {
-		p.plain.transport.CloseIdleConnections()
+		p.plain.idle()
 	}
 	return err
 }
