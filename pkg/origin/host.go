@@ -123,7 +123,7 @@ func (c *Client) keep(name string, endpoint *url.URL, plain bool) *host {
 // call is the call that asks h for ref with a client's header.
 func (h *host) call(method string, ref Ref, header http.Header, who asker, l lane) (call, error) {
 	_, verified := ref.Digest()
-	out := call{method: method, header: header, home: originOf(h.endpoint), lane: l, verified: verified}
+	out := call{method: method, header: header, home: originOf(h.endpoint), lane: l, verified: verified, pause: pauseKeyOf(method, ref, header, who)}
 	if who != askClient && ref.Kind == KindManifest && header.Get("Accept") == "" {
 		header.Set("Accept", acceptManifests)
 	}
