@@ -143,6 +143,9 @@ func (h *host) call(method string, ref Ref, header http.Header, who asker, l lan
 	u := *h.endpoint
 	u.Path, u.RawQuery = h.endpoint.Path+p.Path, p.RawQuery
 	out.url = &u
+	if header.Get("Authorization") == "" {
+		out.pause.entry = h.solvers[who].entry(ref.Repository)
+	}
 	out.solve = func(req *http.Request, r route) (*http.Response, error) {
 		return h.solvers[who].do(req, ref.Repository, r)
 	}
