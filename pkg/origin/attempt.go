@@ -122,7 +122,7 @@ func (r *reader) sizeDiffers(size int64) error {
 	if r.versioned() && r.validator != "" {
 		return fmt.Errorf("%w: %d bytes instead of %d", ErrChanged, size, r.size)
 	}
-	return fmt.Errorf("%w: %d bytes instead of %d", ErrSize, size, r.size)
+	return &SizeError{Size: size, Expected: r.size}
 }
 
 // take makes the body of a 200 or 206 the reader's, at pos.

@@ -3,6 +3,7 @@ package origin
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -172,6 +173,10 @@ func (c *Client) pass(ctx context.Context, method string, ref Ref, header http.H
 	}
 	question.relay = true
 	ans, err := c.wire.follow(ctx, question)
+	if errors.Is(err, ErrTokenRealm) && ctx.Err() == nil {
+		question.solve = nil // the challenge is the client's then
+		ans, err = c.wire.follow(ctx, question)
+	}
 	if err != nil {
 		return nil, about(ref, err)
 	}

@@ -31,7 +31,7 @@ type Config struct {
 	// client sends none itself and the registry asks for one, so they open to
 	// every client of this node what they open to the node. Read anew whenever a
 	// token is needed.
-	DockerConfig string `yaml:"dockerConfig" doc:"Path of a docker config.json with credentials of this node; empty = none."`
+	DockerConfig string `yaml:"dockerConfig" file:"read" doc:"Path of a docker config.json with credentials of this node; empty = none."`
 	// UserAgent is sent where the client's header has none.
 	UserAgent string `yaml:"-"`
 
@@ -72,14 +72,14 @@ type Host struct {
 	// CAFile holds PEM certificates that the host's own certificate may chain to,
 	// beside the system's, and likewise those of the token realm and of redirects
 	// that its answers name. There is no way to switch verification off.
-	CAFile string `yaml:"caFile" doc:"PEM certificates that certificates of the host, its token realm and its redirects may chain to, beside the system's."`
+	CAFile string `yaml:"caFile" file:"read" doc:"PEM certificates that certificates of the host, its token realm and its redirects may chain to, beside the system's."`
 	// CertFile is a PEM certificate with its chain, and KeyFile its private key,
 	// for a host that wants to know its clients by TLS. They open to every client
 	// of this node what they open to the node. They are shown to the endpoint
 	// alone, never to a realm or a redirect elsewhere, and read anew when the
 	// files change.
-	CertFile string `yaml:"certFile" doc:"PEM client certificate with its chain, shown to the endpoint alone; it opens to all clients of this node what it opens to the node."`
-	KeyFile  string `yaml:"keyFile" doc:"PEM private key of certFile."`
+	CertFile string `yaml:"certFile" file:"read" doc:"PEM client certificate with its chain, shown to the endpoint alone; it opens to all clients of this node what it opens to the node."`
+	KeyFile  string `yaml:"keyFile" file:"read" doc:"PEM private key of certFile."`
 }
 
 // DefaultConfig is the Config that the zero one stands for.

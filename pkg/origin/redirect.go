@@ -154,15 +154,31 @@ func awayHeader(h http.Header) http.Header {
 	return out
 }
 
+// Decides reports whether an origin may decide by a header of a client who may read what.
+// All do but those that say what is wanted, by which program, and for which trace.
+func Decides(key string) bool { return !passes(key) }
+
 // passes tells whether a header may go to any host, because it is no credential.
 // Damselfly-Via is how pkg/proxy knows a request that has come back to it.
 func passes(key string) bool {
 	switch key {
 	case "Accept", "Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
-		"If-Range", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma", "Docker-Distribution-Api-Version", "Damselfly-Via":
+		"If-Range", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
+		"Docker-Distribution-Api-Version", "Damselfly-Via":
 		return true
 	}
-	return false
+	return Traces(key)
+}
+
+// Traces reports whether a header names a trace or a request: it differs with each, and
+// no origin decides by it.
+func Traces(key string) bool {
+	switch key {
+	case "Traceparent", "Tracestate", "Baggage", "B3", "X-Request-Id", "X-Amzn-Trace-Id",
+		"X-Cloud-Trace-Context", "Uber-Trace-Id", "Sentry-Trace":
+		return true
+	}
+	return strings.HasPrefix(key, "X-B3-")
 }
 
 // connectionHeader tells whether a header of h is about the client's connection
