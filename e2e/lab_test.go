@@ -119,14 +119,9 @@ func startRegistry(t testing.TB, cfg origin.Config) *origin.Origin {
 }
 
 // hosts are the entries of a node's configuration for an origin that is both the
-// registry and Docker Hub, and for the servers that it sends clients to.
+// registry and Docker Hub. Its CA is that of its token realm and its bucket, too.
 func hosts(o *origin.Origin) []cluster.Host {
-	out := []cluster.Host{{Name: registry, Endpoint: o.URL, CAFile: o.CAFile}, {Name: "docker.io", Endpoint: o.URL, CAFile: o.CAFile}}
-	for _, other := range o.Others() {
-		_, host, _ := strings.Cut(other, "://")
-		out = append(out, cluster.Host{Name: host, Endpoint: other, CAFile: o.CAFile})
-	}
-	return out
+	return []cluster.Host{{Name: registry, Endpoint: o.URL, CAFile: o.CAFile}, {Name: "docker.io", Endpoint: o.URL, CAFile: o.CAFile}}
 }
 
 // startCluster starts a cluster for which the origin is both the registry and

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ type tlsRow struct {
 // TestTLS pulls through a node from registries as they are met: the image arrives, and
 // the origin sends each layer once.
 func TestTLS(t *testing.T) {
-	for _, row := range tlsRows(t) {
+	for _, row := range append(tlsRows(t), http2Rows(t)...) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			row.run(t)
@@ -54,7 +55,7 @@ func tlsRows(t *testing.T) []tlsRow {
 		{name: "as nearly every registry", all: "TLS 1.3", some: "HTTP/2.0"},
 		{name: "blobs in a bucket", cfg: origin.Config{Bucket: true}, all: "TLS 1.3", some: "HTTP/2.0"},
 		{name: "no TLS", cfg: origin.Config{Plain: true}, all: "HTTP/1.1"},
-		{name: "HTTP 1.1 only", cfg: altered(oldHTTP), all: "HTTP/1.1, TLS 1.3"},
+		{name: "HTTP 1.1 only", cfg: altered(only("http/1.1")), all: "HTTP/1.1, TLS 1.3"},
 		{name: "TLS 1.2 only", cfg: altered(oldTLS), all: "TLS 1.2", some: "HTTP/2.0"},
 		{name: "nginx", cfg: origin.Config{Nginx: &origin.Nginx{Program: nginx}}, all: "TLSv1", some: "HTTP/2.0"},
 		{
@@ -92,11 +93,62 @@ func tlsRows(t *testing.T) []tlsRow {
 	}
 }
 
+// http2Rows are registries from which bodies, too, can only be had by HTTP/2, and one
+// that wants to know its clients.
+func http2Rows(t *testing.T) []tlsRow {
+	t.Helper()
+	h2 := only("h2")
+	refusing := altered(h2)
+	refusing.Wire.Accept = new(origin.Refusal).First(2)
+	rows := []tlsRow{
+		{name: "HTTP 2 only", cfg: altered(h2)},
+		{name: "HTTP 2 only, told to go, lets finish", cfg: altered(h2), amid: restarted(time.Minute)},
+		{name: "HTTP 2 only, told to go, cuts off", cfg: altered(h2), amid: restarted(time.Millisecond), extra: 1 << 20},
+		{name: "HTTP 2 only, streams refused", cfg: refusing},
+		{name: "HTTP 2 only, one stream at a time", cfg: altered(func(s *http.Server) { h2(s); oneStream(s) })},
+	}
+	for i := range rows {
+		rows[i].all = "HTTP/2.0, TLS 1.3"
+	}
+	authority, err := origin.NewAuthority(directory(t))
+	must(t, err)
+	return append(rows, tlsRow{
+		name: "client certificate", all: "TLS 1.3", some: "HTTP/2.0",
+		cfg: origin.Config{Wire: origin.Wire{Authority: authority, Alter: func(s *http.Server) {
+			s.TLSConfig.ClientAuth, s.TLSConfig.ClientCAs = tls.RequireAndVerifyClientCert, authority.Roots()
+		}}},
+		node: func(o *origin.Origin) cluster.Config {
+			cert, err := authority.Client("node")
+			must(t, err)
+			certFile, keyFile, err := authority.Files("node", cert)
+			must(t, err)
+			return cluster.Config{Hosts: []cluster.Host{{
+				Name: registry, Endpoint: o.URL, CAFile: o.CAFile, CertFile: certFile, KeyFile: keyFile,
+			}}}
+		},
+	})
+}
+
 func altered(alter func(*http.Server)) origin.Config {
 	return origin.Config{Wire: origin.Wire{Alter: alter}}
 }
 
-func oldHTTP(s *http.Server)   { s.TLSConfig.NextProtos = []string{"http/1.1"} }
+// only has a server offer one protocol.
+func only(protocol string) func(*http.Server) {
+	return func(s *http.Server) {
+		s.TLSConfig.NextProtos = []string{protocol}
+		// crypto/tls lets clients of HTTP/1.1 pass where HTTP/2 alone is offered.
+		strict := s.TLSConfig.Clone()
+		strict.NextProtos = []string{"none"}
+		s.TLSConfig.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if slices.Contains(hello.SupportedProtos, protocol) {
+				return nil, nil
+			}
+			return strict, nil
+		}
+	}
+}
+
 func oldTLS(s *http.Server)    { s.TLSConfig.MaxVersion = tls.VersionTLS12 }
 func oneStream(s *http.Server) { s.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 1} }
 

@@ -166,7 +166,7 @@ func (w *world) startOrigin(ctx context.Context) (err error) {
 func (w *world) startCluster(ctx context.Context) (err error) {
 	w.cluster, err = cluster.Start(ctx, cluster.Config{
 		Dir: filepath.Join(w.dir, "cluster"), Bin: w.programs.bin, Schedulers: w.Schedulers, LogLevel: w.LogLevel,
-		Hosts: w.hosts(),
+		Hosts: []cluster.Host{{Name: registryName, Endpoint: w.origin.URL, CAFile: w.origin.CAFile}},
 		Place: w.place,
 	})
 	if err != nil {
@@ -188,14 +188,6 @@ func (w *world) startCluster(ctx context.Context) (err error) {
 		group.Go(func() error { return m.Start(ctx) })
 	}
 	return group.Wait()
-}
-
-// hosts are the registry, and the bucket to which a scenario redirects.
-func (w *world) hosts() []cluster.Host {
-	return []cluster.Host{
-		{Name: registryName, Endpoint: w.origin.URL, CAFile: w.origin.CAFile},
-		{Name: w.bucket(), Endpoint: "https://" + w.bucket(), CAFile: w.origin.CAFile},
-	}
 }
 
 // newMember makes a member of the cluster that does not run, as the options say. It

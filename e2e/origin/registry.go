@@ -224,19 +224,6 @@ func (o *Origin) Beside(handler http.Handler, wire Wire) (*Front, error) {
 // Bucket is the front of the bucket, nil when blobs are in files.
 func (o *Origin) Bucket() *Front { return o.bucket }
 
-// Others are the URLs of the servers beside the registry that its clients are sent to:
-// its token realm and its bucket.
-func (o *Origin) Others() []string {
-	var out []string
-	if o.realm != nil {
-		out = append(out, o.realm.entrance.url())
-	}
-	if o.bucket != nil {
-		out = append(out, o.bucket.URL)
-	}
-	return out
-}
-
 // Push uploads an image beside the front, so that nothing of it is counted.
 func (o *Origin) Push(ctx context.Context, img *sample.Image, repository, tag string) error {
 	authorization, err := o.PushAuthorization(Reader, repository)
