@@ -125,7 +125,7 @@ func (s *streams) readDirect(from *reader, p []byte) (int, error) {
 		if s.err == nil {
 			s.err = err
 		}
-		return n, err
+		return n, s.err
 	}
 	s.watch.inside += now.Sub(began)
 	s.watch.bytes += int64(n)
@@ -288,9 +288,9 @@ func (s *streams) wakeAll() {
 // Close ends the reader and all its streams. It is safe to call while a Read waits, and
 // twice.
 func (s *streams) Close() error {
-	s.cancel()
 	s.mu.Lock()
 	s.err = os.ErrClosed
+	s.cancel()
 	direct := s.direct
 	s.wake()
 	s.mu.Unlock()

@@ -308,7 +308,7 @@ func (c *ctl) blame(s *streams, err error) {
 	s.log.Debug("a further stream of the origin failed", zap.Stringer("ref", s.like.ref), zap.Error(err))
 	c.trial = nil
 	var status *StatusError
-	switch ofHost := errors.Is(err, ErrNoRange) || errors.Is(err, ErrProtocol) || errors.As(err, &status); {
+	switch ofHost := errors.As(err, &status) || errors.Is(err, ErrNoRange) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrSize); {
 	case status != nil && (status.Code == 429 || passing(status.Code)), !ofHost && !permanent(err) && !ofVersion(err):
 		if now.Sub(c.halved) < halveSpan {
 			return
@@ -329,7 +329,7 @@ func (c *ctl) blame(s *streams, err error) {
 
 // ofVersion tells whether err says that the content is not what the read began with.
 func ofVersion(err error) bool {
-	return errors.Is(err, ErrChanged) || errors.Is(err, ErrSize) || errors.Is(err, errUnsure)
+	return errors.Is(err, ErrChanged) || errors.Is(err, errUnsure)
 }
 
 // measure takes the rates of the streams. The caller holds mu.
