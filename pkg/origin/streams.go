@@ -23,9 +23,9 @@ const (
 	warmUp = 80 * time.Millisecond
 	// worthwhile: a rest that takes no longer is left to the stream that runs.
 	worthwhile = 700 * time.Millisecond
-	// quick is a rate, in bytes a second, at which memory and the processor are the
+	// fastRate is a rate, in bytes a second, at which memory and the processor are the
 	// bottleneck and not the origin.
-	quick = 256 << 20
+	fastRate = 256 << 20
 	// steady is how far two samples in a row may differ.
 	steady = 1.5
 )
@@ -153,7 +153,7 @@ func (s *streams) look(began, now time.Time) float64 {
 	*w = watch{began: now, limited: held, rate: rate, next: w.next}
 	left := s.end - s.pos
 	switch {
-	case left < leastRest, float64(left) < rate*worthwhile.Seconds(), rate > quick,
+	case left < leastRest, float64(left) < rate*worthwhile.Seconds(), rate > fastRate,
 		before == 0, rate > before*steady, before > rate*steady,
 		waits-limits < took/2, // the reader of the bytes is slower than who sends them, or a limit is
 		now.Before(w.next), !s.budget.open(now):
@@ -243,7 +243,7 @@ func (s *streams) fork(off, end int64, helps bool) *reader {
 	l := s.like
 	r := &reader{
 		client: l.client, host: l.host, ref: l.ref, question: l.question, key: l.key, limited: l.limited,
-		size: l.size, pos: off, end: end, validator: s.validator, helps: helps,
+		size: l.size, first: l.first, pos: off, end: end, validator: s.validator, helps: helps,
 	}
 	r.ctx, r.cancel = context.WithCancel(s.ctx)
 	return r
