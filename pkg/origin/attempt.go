@@ -79,6 +79,9 @@ func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *fai
 	c.locations.drop(r.key)
 	switch code := refused.code; {
 	case code == http.StatusTooManyRequests:
+		if r.helps {
+			return &failure{err: err} // there were too many streams; others may well ask
+		}
 		after := max(err.RetryAfter, firstPause)
 		if !away {
 			// The gate makes this reader wait, with all that read alike.
@@ -102,7 +105,7 @@ func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *fai
 		if cr, e := parseContentRange(refused.header.Get("Content-Range")); e == nil && cr.First < 0 && cr.Size != r.size {
 			return &failure{err: r.sizeDiffers(cr.Size)}
 		}
-	case code == http.StatusNotFound && !r.versioned():
+	case code == http.StatusNotFound && !r.versioned() && !r.helps:
 		c.missing.put(r.key, refused, missingLife)
 	}
 	return &failure{err: err}
@@ -159,7 +162,12 @@ func (r *reader) check(ans answer) (skip int64, err error) {
 		return 0, fmt.Errorf("%w: encoded as %q though asked for as it is", ErrProtocol, clip(ans.Header.Get("Content-Encoding")))
 	}
 	length := ans.ContentLength
+	r.rangeless = r.rangeless || strings.EqualFold(ans.Header.Get("Accept-Ranges"), "none")
 	if ans.StatusCode == http.StatusOK {
+		if r.helps {
+			return 0, errWhole
+		}
+		r.rangeless = r.rangeless || r.pos > 0 || r.end < r.size
 		if length >= 0 && length != r.size {
 			return 0, r.sizeDiffers(length)
 		}
@@ -196,6 +204,9 @@ func (r *reader) checkVersion(ans answer) error {
 		return nil
 	}
 	etag, date := ans.Header.Get("Etag"), ans.Header.Get("Last-Modified")
+	if r.helps && etag == "" && ans.StatusCode == http.StatusPartialContent {
+		return errUnsure // a server that knows no If-Range says nothing either
+	}
 	switch weak := strings.TrimPrefix(r.validator, "W/"); {
 	case weak == strings.TrimPrefix(etag, "W/"), weak == date:
 		return nil
