@@ -46,6 +46,8 @@ type Config struct {
 type Host struct {
 	Name     string `yaml:"name"`
 	Endpoint string `yaml:"endpoint"`
+	// CAFile is the certificate that the server's may chain to beside the system's.
+	CAFile string `yaml:"caFile,omitempty"`
 }
 
 // Cluster is a running cluster.
