@@ -34,7 +34,8 @@ type job struct {
 	registry  *Registry
 	behaviour *Behaviour
 	client    client
-	faces     Faces
+	// cold are where it pulls first, warm where it pulls then.
+	cold, warm Faces
 }
 
 // atOnce is how many pulls run at a time, for most of them only wait. Those that time
@@ -44,15 +45,15 @@ const (
 	atOnceTimed = 8
 )
 
-// Judge has every client pull from every behaviour of the server, directly and twice
-// through a node.
-func Judge(ctx context.Context, s *Server, faces Faces) ([]Verdict, error) {
+// Judge has every client pull from every behaviour of the server: directly, through a
+// node, and once more through the same or another one.
+func Judge(ctx context.Context, s *Server, cold, warm Faces) ([]Verdict, error) {
 	var jobs []job
 	for _, r := range s.Registries {
 		for _, b := range r.order {
 			for _, c := range clients() {
 				if !b.without(c) {
-					jobs = append(jobs, job{r, b, c, faces})
+					jobs = append(jobs, job{r, b, c, cold, warm})
 				}
 			}
 		}
@@ -107,12 +108,11 @@ func (j job) judge(ctx context.Context, run string, margin time.Duration) (Verdi
 	r, b, c := j.registry, j.behaviour, j.client
 	v := Verdict{Behaviour: b.Name, Client: c.name, Late: true}
 	name := b.Name + "/" + c.name + run
-	defer r.forget(name + "-direct")
-	defer r.forget(name + "-node")
-	face := c.face(j.faces)
+	defer r.forget(name)
+	face := c.face(j.cold)
 	var direct, cold []outcome
 	var group errgroup.Group
-	group.Go(func() (err error) { direct, err = pull(ctx, j.faces.Direct, r, b, name+"-direct", c); return err })
+	group.Go(func() (err error) { direct, err = pull(ctx, j.cold.Direct, r, b, name+"-direct", c); return err })
 	group.Go(func() (err error) {
 		if c.name == "stranger" { // somebody else pulls first
 			if _, err = pull(ctx, face, r, b, name+"-node", clients()[0]); err != nil {
@@ -126,7 +126,7 @@ func (j job) judge(ctx context.Context, run string, margin time.Duration) (Verdi
 		return v, err
 	}
 	before := r.Counts(name + "-node")
-	warm, err := pull(ctx, face, r, b, name+"-node", c)
+	warm, err := pull(ctx, c.face(j.warm), r, b, name+"-node", c)
 	if err != nil {
 		return v, err
 	}
@@ -223,12 +223,21 @@ func worsePull(direct, node []outcome) []fault {
 		return nil
 	}
 	if !allRight(node) {
-		return []fault{{text: last.String()}}
+		return []fault{{last.String(), hung(last, reached)}}
 	}
 	if d, n := total(direct), total(node); n > d {
 		return []fault{{fmt.Sprintf("LATE %.2f s, directly %.2f s", n.Seconds(), d.Seconds()), n - d}}
 	}
 	return nil
+}
+
+// hung is how much longer a request took than another that did not hang; 0 where it
+// did not hang either.
+func hung(n, d outcome) time.Duration {
+	if n.status != 0 || !n.late {
+		return 0
+	}
+	return n.took - d.took
 }
 
 func worseAnswer(d, n outcome, stranger bool) []fault {
@@ -240,7 +249,7 @@ func worseAnswer(d, n outcome, stranger bool) []fault {
 		}
 		return nil
 	case n.cut && !d.cut && d.status >= 400, d.right && !n.right:
-		return []fault{{text: both}}
+		return []fault{{both, hung(n, d)}}
 	case !d.right:
 		return nil
 	case d.status == http.StatusPartialContent && n.status != d.status:

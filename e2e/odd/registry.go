@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
@@ -48,6 +49,7 @@ type Registry struct {
 	only       *Behaviour // nil: there are several
 
 	mu     sync.Mutex
+	images map[string]*image
 	repos  map[string]*repo
 	links  map[string]*link
 	tokens map[string]string // the repository that a token is for
@@ -105,7 +107,7 @@ func (s *Server) Hosts() (registries, storages []string) {
 func (s *Server) add(behaviours []Behaviour, certificate tls.Certificate) error {
 	r := &Registry{
 		run: rand.Text(), behaviours: map[string]*Behaviour{},
-		repos: map[string]*repo{}, links: map[string]*link{}, tokens: map[string]string{},
+		images: map[string]*image{}, repos: map[string]*repo{}, links: map[string]*link{}, tokens: map[string]string{},
 	}
 	var http1 bool
 	for i := range behaviours {
@@ -178,20 +180,29 @@ func (r *Registry) repo(name string) (*repo, error) {
 	if known := r.repos[name]; known != nil {
 		return known, nil
 	}
-	img, err := newImage(r.run+name, behaviour.Shape)
-	if err != nil {
-		return nil, err
+	// One client's two repositories may have the same content: only one is behind a node.
+	of, _, _ := strings.Cut(name, "-direct")
+	of, _, _ = strings.Cut(of, "-node")
+	img := r.images[of]
+	if img == nil {
+		var err error
+		if img, err = newImage(r.run+of, behaviour.Shape); err != nil {
+			return nil, err
+		}
+		r.images[of] = img
 	}
 	made := &repo{name: name, behaviour: behaviour, image: img, seen: map[string]int{}, ready: map[string]bool{}}
 	r.repos[name] = made
 	return made, nil
 }
 
-// forget drops a repository's content.
+// forget drops what a client's two repositories hold.
 func (r *Registry) forget(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.repos, name)
+	delete(r.images, name)
+	delete(r.repos, name+"-direct")
+	delete(r.repos, name+"-node")
 }
 
 // wait waits, and errs when ctx ends before.

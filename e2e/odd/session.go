@@ -34,13 +34,13 @@ type session struct {
 type outcome struct {
 	what   string
 	status int
-	// right tells that the client has what it asked for; refused that the answer was a
-	// status, cut that it broke off after its headers.
-	right, cut bool
-	detail     string
-	header     http.Header
-	took       time.Duration
-	body       []byte
+	// right tells that the client has what it asked for, cut that the answer broke off
+	// after its headers, late that none came in time.
+	right, cut, late bool
+	detail           string
+	header           http.Header
+	took             time.Duration
+	body             []byte
 }
 
 func (o outcome) String() string {
@@ -97,7 +97,7 @@ func (s *session) once(ctx context.Context, method, path string, header http.Hea
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return outcome{detail: short(err)}
+		return outcome{detail: short(err), late: errors.Is(err, context.DeadlineExceeded)}
 	}
 	defer resp.Body.Close()
 	out := outcome{status: resp.StatusCode, header: resp.Header}

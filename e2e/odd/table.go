@@ -211,7 +211,7 @@ func redirects() (out []Behaviour) {
 	row("two-hops", "blobs are redirected twice", Blobs, Redirect{Hops: 1})
 	row("five-hops", "blobs are redirected six times", Blobs, Redirect{Hops: 5})
 	row("once", "a blob's URL is good for one request", Blobs, Redirect{Once: true})
-	row("expires", "a blob's URL is good for a second", Blobs, Redirect{Expires: second})
+	row("expires", "a blob's URL is good for two seconds", Blobs, Redirect{Expires: 2 * second})
 	row("get-only", "GET of a blob is redirected, HEAD is answered", GetBlob, Redirect{Only: "GET"})
 	row("http", "blobs are redirected on the registry's own host", Blobs, Redirect{Same: true})
 	out = append(out,
