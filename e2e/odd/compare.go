@@ -234,7 +234,7 @@ func worsePull(direct, node []outcome) []fault {
 // hung is how much longer a request took than another that did not hang; 0 where it
 // did not hang either.
 func hung(n, d outcome) time.Duration {
-	if n.status != 0 || !n.late {
+	if !n.late {
 		return 0
 	}
 	return n.took - d.took

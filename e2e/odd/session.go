@@ -103,7 +103,8 @@ func (s *session) once(ctx context.Context, method, path string, header http.Hea
 	out := outcome{status: resp.StatusCode, header: resp.Header}
 	out.body, err = io.ReadAll(resp.Body)
 	if err != nil {
-		out.cut, out.detail = true, fmt.Sprintf("cut at %d bytes: %s", len(out.body), short(err))
+		out.cut, out.late = true, errors.Is(err, context.DeadlineExceeded)
+		out.detail = fmt.Sprintf("cut at %d bytes: %s", len(out.body), short(err))
 		return out
 	}
 	if resp.Header.Get("Content-Encoding") == "gzip" && method != http.MethodHead {
