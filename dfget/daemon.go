@@ -24,6 +24,7 @@ Without a scheduler it works by itself, as a cache in front of the registries.
 Settings come from flags, else from DAMSELFLY_* variables, else from the
 configuration file: 'dfget daemon config defaults' prints a file with every
 setting explained.`,
+		Version: readVersion().String(),
 		Example: `  # A node of a cluster
   dfget daemon --scheduler scheduler.example.com:65000 --join-token-file node.token
 

@@ -173,6 +173,11 @@ func TestHelpSaysWhatTheExitCodesMean(t *testing.T) {
 
 func TestVersion(t *testing.T) {
 	dfget(t, "version").want(t, exitOK, "dfget ", "linux/")
+	want := dfget(t, "version").out
+	if got := dfget(t, "--version").out; got != want {
+		t.Errorf("--version prints %q, the command %q", got, want)
+	}
+	dfget(t, "daemon", "--version").want(t, exitOK, "linux/")
 	r := dfget(t, "version", "--output", "json")
 	r.want(t, exitOK, `"version":`, `"go":`, `"platform":`)
 }

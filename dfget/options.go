@@ -20,6 +20,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/damselfly-p2p/damselfly/dfget/fetch"
+	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
 
@@ -59,7 +60,7 @@ func (o *options) bind(cmd *cobra.Command) {
 	f.BoolVar(&o.direct, "direct", false, "do not use the daemon")
 	f.BoolVar(&o.only, "mirror-only", false, "fail rather than read the origin directly")
 	f.StringArrayVarP(&o.headers, "header", "H", nil, `header for the origin, "Name: value"; may be repeated; not sent to where the origin redirects`)
-	f.DurationVar(&o.timeout, "timeout", 0, "give up after so long, such as 90s or 10m (0 = never)")
+	config.DurationVar(f, &o.timeout, "timeout", 0, "give up after so long, such as 90s or 10m (0 = never)")
 	f.StringSliceVar(&o.insecure, "insecure-registry", nil, "registry host[:port] that is served by plain HTTP; may be repeated")
 	f.BoolVar(&o.plain, "plain-http", false, "the registry of this image is served by plain HTTP")
 	f.StringVar(&o.ca, "ca", "", "file with PEM certificates that the origin's certificate may chain to, beside the system's")

@@ -32,11 +32,13 @@ daemon runs it reads the origin itself. Every digest is verified.
 		Example: `  dfget get https://example.com/model.bin -O model.bin
   dfget pull alpine:3 -O alpine.tar && docker load -i alpine.tar
   dfget pull registry.example.com/app:v1 -O app && skopeo copy oci:app:v1 dir:out`,
+		Version:       readVersion().String(),
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err: err, hint: "see: " + cmd.CommandPath() + " --help"}

@@ -34,6 +34,15 @@ func readVersion() versionInfo {
 	return v
 }
 
+// String is one line.
+func (v versionInfo) String() string {
+	s := v.Version
+	if v.Commit != "" {
+		s += " (" + v.Commit + ")"
+	}
+	return s + " " + v.Go + " " + v.Platform
+}
+
 func newVersionCommand(p *process) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -49,11 +58,7 @@ func newVersionCommand(p *process) *cobra.Command {
 			if output != outputText {
 				return usagef("--output %q: want text or json", output)
 			}
-			s := "dfget " + v.Version
-			if v.Commit != "" {
-				s += " (" + v.Commit + ")"
-			}
-			_, err := fmt.Fprintf(p.Out, "%s %s %s\n", s, v.Go, v.Platform)
+			_, err := fmt.Fprintln(p.Out, "dfget", v)
 			return err
 		},
 	}

@@ -50,7 +50,7 @@ func startRogue(t *testing.T, c *cluster.Cluster, role cluster.Role, args ...str
 			t.Logf("log of the rogue:\n%s", m.Log(60))
 		}
 	})
-	must(t, p.Ready(deadline(t), process.Answers("http://"+m.Ops+"/readyz")))
+	must(t, p.Ready(deadline(t), process.Answers("http://"+m.Ops+"/readyz?strict")))
 	return m
 }
 

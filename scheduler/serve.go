@@ -33,7 +33,7 @@ type Config struct {
 	Join        []string         `yaml:"join" doc:"Gossip addresses of other schedulers, host:port. One that answers is enough: it names the others. A name may have several addresses, this scheduler's among them, as that of a headless Kubernetes service. They are tried on and on, so that the order of start does not matter."`
 	Gossip      GossipConfig     `yaml:"gossip" doc:"How the schedulers of a cluster know of each other. Blobs are spread over them; nodes are told of all by any of them."`
 	JoinCluster string           `yaml:"joinCluster" doc:"host:port of a scheduler of the cluster that this one is to join. The cluster's CA is got from it, once, with the token in joinTokenFile, and kept in stateDir. If join is empty, its host is joined at port 65008. Empty: the CA in stateDir is used, or made."`
-	TokenFile   string           `yaml:"joinTokenFile" doc:"File with the output of 'scheduler token create --role scheduler' on that scheduler. Not needed any more once this one has the CA."`
+	TokenFile   string           `yaml:"joinTokenFile" file:"first" doc:"File with the output of 'scheduler token create --role scheduler' on that scheduler. Not needed any more once this one has the CA."`
 	StateDir    string           `yaml:"stateDir" doc:"Directory for the cluster's CA, the join tokens and the scheduler's own certificate. Keep it and back it up: without it every node must join anew."`
 	Trace       string           `yaml:"trace" doc:"File to which every event that reaches the core is appended, one a line, and what was decided of it, for 'scheduler sim replay' and for looking into what was decided and why. It grows with the cluster's traffic. Empty: none."`
 	Log         config.Log       `yaml:"log" doc:"What is logged, and how."`
@@ -71,6 +71,7 @@ func serve(ctx context.Context, cfg Config, log *zap.Logger) (err error) {
 		debug.SetGCPercent(gcPercent)
 	}
 	cfg = cfg.complete()
+	config.WarnExposed(log, "joinTokenFile", cfg.TokenFile)
 	reg := config.NewRegistry("scheduler")
 	ca, err := openAuthority(ctx, cfg, log)
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/damselfly-p2p/damselfly/pkg/config"
 	"github.com/damselfly-p2p/damselfly/pkg/identity"
 )
 
@@ -76,7 +77,7 @@ func newTokenCreateCommand(makeCA caOpener) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&role, "role", string(identity.RoleNode), "what joins with it: node, seed, or scheduler, which gets the cluster's CA")
-	c.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long it can be used; 1h for a scheduler where nothing is said")
+	config.DurationVar(c.Flags(), &ttl, "ttl", 24*time.Hour, "how long it can be used; 1h for a scheduler where nothing is said")
 	c.Flags().IntVar(&uses, "uses", 1, "how many may join with it")
 	return c
 }

@@ -240,7 +240,7 @@ func (m *Member) Start(ctx context.Context) error {
 func (m *Member) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	return m.process.Ready(ctx, process.AnswersBy(m.client, "http://"+m.Ops+"/readyz"))
+	return m.process.Ready(ctx, process.AnswersBy(m.client, "http://"+m.Ops+"/readyz?strict"))
 }
 
 // Launch starts a member that is not running and does not wait.

@@ -35,7 +35,7 @@ func (w *world) startGuest(ctx context.Context, name string, alter func(*cluster
 	w.lives.Lock()
 	w.guests = append(w.guests, g)
 	w.lives.Unlock()
-	ready := process.AnswersBy(m.Client(), "http://"+m.Ops+"/readyz")
+	ready := process.AnswersBy(m.Client(), "http://"+m.Ops+"/readyz?strict")
 	return g, p.Ready(ctx, ready)
 }
 

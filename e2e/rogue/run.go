@@ -156,7 +156,7 @@ func (r *rogue) pull(ctx context.Context, ops string) error {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for !answers(ctx, ops+"/readyz") {
+	for !answers(ctx, ops+"/readyz?strict") {
 		select {
 		case <-ctx.Done():
 			return nil

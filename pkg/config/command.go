@@ -58,10 +58,17 @@ func showCommand(defaults func() any, options func() Options) *cobra.Command {
 func validateCommand(defaults func() any, options func() Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "validate",
-		Short: "Check the configuration and start nothing",
+		Short: "Check the configuration, and that the files are there that it names; start nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			loaded, err := loadAndWarn(c, defaults(), options())
+			if err != nil {
+				return err
+			}
+			warnings, err := loaded.CheckFiles()
+			for _, warning := range warnings {
+				fmt.Fprintln(c.ErrOrStderr(), "warning: "+warning)
+			}
 			if err != nil {
 				return err
 			}

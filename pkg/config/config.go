@@ -14,6 +14,8 @@
 //	yaml:",inline"    the fields of an embedded struct belong to the outer one
 //	doc:"..."         what the setting does, for help texts and the default file
 //	flag:"addr"       another flag name; "-" means no flag. A secret never has one
+//	file:"read"       it names a file that must be there when the program starts
+//	file:"first"      it names a file that must be there when the program starts first
 //	live:"true"       a change takes effect in a program that runs, see Follow
 //
 // A setting is a string, boolean, number, Duration, Bytes, Redacted or another
@@ -25,11 +27,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"reflect"
-	"slices"
-	"strings"
-	"unicode"
 
 	"github.com/spf13/pflag"
 )
@@ -100,6 +100,40 @@ func Load(dst any, o Options) (*Loaded, error) {
 		return nil, errors.Join(problems...)
 	}
 	return l, nil
+}
+
+// CheckFiles looks for the files that settings name, and says which the program could
+// not read: problems of those without which it does not work, and warnings of those that
+// it may have no more need of.
+func (l *Loaded) CheckFiles() (warnings []string, problem error) {
+	var problems []error
+	for s := range l.root.leaves {
+		if s.file == "" || s.value.String() == "" {
+			continue
+		}
+		err := readable(s.value.String())
+		switch {
+		case err == nil:
+		case s.file == "first":
+			warnings = append(warnings, fmt.Sprintf("%s: %v (%v); it is needed when the program starts first", s.path, err, s.origin))
+		default:
+			problems = append(problems, fmt.Errorf("%s: %w (%v); name a file that this user may read", s.path, err, s.origin))
+		}
+	}
+	return warnings, errors.Join(problems...)
+}
+
+func readable(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only looked at
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = &fs.PathError{Op: "read", Path: name, Err: errors.New("it is a directory")}
+	}
+	return err
 }
 
 // readFile finds the file, sets l.File if there is one, and returns its bytes.
@@ -191,27 +225,4 @@ func validate(s *setting) []error {
 		path = "configuration"
 	}
 	return []error{fmt.Errorf("%s: %w%s", path, err, blame(s, err.Error()))}
-}
-
-// blame says where the settings were set that the text of an error names, each by
-// its path below s. Where it names none, it says where s itself stands.
-func blame(s *setting, text string) string {
-	named := strings.FieldsFunc(text, func(r rune) bool {
-		return !strings.ContainsRune("._[]-", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
-	})
-	var places []string
-	for leaf := range s.leaves {
-		path := strings.TrimPrefix(strings.TrimPrefix(leaf.path, s.path), ".")
-		isNamed := slices.ContainsFunc(named, func(word string) bool { return strings.Trim(word, ".") == path })
-		if isNamed && leaf.origin.kind != fromDefault {
-			places = append(places, path+" is set by "+leaf.origin.String())
-		}
-	}
-	if len(places) == 0 && s.path != "" && s.origin.kind == fromFile {
-		places = append(places, "it is set by "+s.origin.String())
-	}
-	if len(places) == 0 {
-		return ""
-	}
-	return " (" + strings.Join(places, ", ") + ")"
 }

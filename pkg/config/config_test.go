@@ -152,7 +152,7 @@ func TestFileProblems(t *testing.T) {
 		{"negative", "disk:\n  readers: -1\n", `2:12: disk.readers: "-1" is out of range: write a whole number from 0 to 255`},
 		{"not finite", "disk:\n  share: .inf\n", `2:10: disk.share: ".inf" is not a number, such as 0.5 or 10`},
 		{"truth", "disk:\n  scrub: yes\n", `2:10: disk.scrub: "yes" is not a truth value: write true or false`},
-		{"unit missing", "proxy:\n  timeout: 30\n", `2:12: proxy.timeout: "30" is not a duration: write a number and its unit, such as 500ms, 30s or 1h30m`},
+		{"unit missing", "proxy:\n  timeout: 30\n", `2:12: proxy.timeout: "30" is not a duration: write a number and its unit, such as 500ms, 30s, 1h30m or 7d`},
 		{"size", "disk:\n  maxBytes: 10 giraffes\n", `2:13: disk.maxBytes: "10 giraffes" is not a size: write a number of bytes, or a number and a unit such as 10GiB or 500MB`},
 		{"item", "proxy:\n  allow:\n  - 10.0.0.0/8\n  - 10.0.0.0/99\n", `4:5: proxy.allow[1]: netip.ParsePrefix("10.0.0.0/99"): prefix length out of range`},
 		{"list as text", "proxy:\n  tags: a\n", `2:9: proxy.tags: this is the value "a", but a list belongs here; write [a] for a list of one`},

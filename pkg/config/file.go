@@ -188,7 +188,10 @@ func (d *decoder) value(c *setting, key, n ast.Node) {
 
 func (d *decoder) scalars(c *setting, list *ast.SequenceNode) {
 	items := reflect.MakeSlice(c.value.Type(), len(list.Values), len(list.Values))
+	c.lines = nil
 	for i, n := range list.Values {
+		line, _ := place(firstToken(n))
+		c.lines = append(c.lines, line)
 		path := fmt.Sprintf("%s[%d]", c.path, i)
 		if d.fancy(path, n) {
 			continue

@@ -19,7 +19,7 @@ import (
 
 // OpsConfig says where a process shows its state to its operators.
 type OpsConfig struct {
-	Listen string `yaml:"listen" doc:"Address of the plain HTTP server for /metrics, /healthz and /readyz. It tells about load, not about content, and takes no orders. Empty turns it off."`
+	Listen string `yaml:"listen" doc:"Address of the plain HTTP server for /metrics, /healthz and /readyz. Ready means that this process does its work: a node serves pulls, with or without a scheduler; /readyz?verbose says what is degraded, and /readyz?strict answers 503 for that too. It tells about load, not about content, and takes no orders. Empty turns it off."`
 	Pprof  bool   `yaml:"pprof" doc:"Serve Go profiles under /debug/pprof/ there. A profile costs CPU and shows memory contents to who can reach the address, so leave it off unless you look into a fault."`
 }
 
@@ -47,6 +47,7 @@ type Ops struct {
 	mu       sync.Mutex
 	names    []string
 	checks   map[string]Check
+	minor    map[string]bool // checks that do not count
 	listener net.Listener
 }
 
@@ -79,7 +80,7 @@ func NewRegistry(component string) *prometheus.Registry {
 // NewOps returns a server that shows what metrics gathers. It listens when it is
 // told to.
 func NewOps(c OpsConfig, metrics prometheus.Gatherer, log *zap.Logger) *Ops {
-	o := &Ops{config: c, log: log, checks: map[string]Check{}}
+	o := &Ops{config: c, log: log, checks: map[string]Check{}, minor: map[string]bool{}}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, http.StatusOK, "ok\n") })
@@ -100,13 +101,19 @@ func NewOps(c OpsConfig, metrics prometheus.Gatherer, log *zap.Logger) *Ops {
 
 // Ready adds a check to /readyz, which answers 200 when all pass. One with the
 // same name is replaced.
-func (o *Ops) Ready(name string, check Check) {
+func (o *Ops) Ready(name string, check Check) { o.check(name, check, false) }
+
+// Degraded adds a check to /readyz that is told there and does not count: when it fails
+// the process does its work all the same, though not as well as it might.
+func (o *Ops) Degraded(name string, check Check) { o.check(name, check, true) }
+
+func (o *Ops) check(name string, check Check, minor bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if _, ok := o.checks[name]; !ok {
 		o.names = append(o.names, name)
 	}
-	o.checks[name] = check
+	o.checks[name], o.minor[name] = check, minor
 }
 
 // Listen opens the server's address and returns it; nil when the server is
@@ -166,32 +173,39 @@ func (o *Ops) Run(ctx context.Context) error {
 	return nil
 }
 
-// readyz runs the checks. Its answer names those that fail; with ?verbose it
-// lists all, with the reasons.
+// readyz runs the checks. Its answer names those that fail, also where they do not count.
+// With ?verbose it lists all, with the reasons; with ?strict all count.
 func (o *Ops) readyz(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
 	names := append([]string(nil), o.names...)
-	checks := make([]Check, len(names))
+	checks, minor := make([]Check, len(names)), make([]bool, len(names))
 	for i, name := range names {
-		checks[i] = o.checks[name]
+		checks[i], minor[i] = o.checks[name], o.minor[name]
 	}
 	o.mu.Unlock()
 
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
-	var failed, all bytes.Buffer
+	var failed, degraded, all bytes.Buffer
+	strict := r.URL.Query().Has("strict")
 	for i, check := range checks {
-		if err := check(ctx); err != nil {
+		err := check(ctx)
+		switch {
+		case err == nil:
+			fmt.Fprintf(&all, "[+] %s\n", names[i])
+		case minor[i] && !strict:
+			fmt.Fprintf(&degraded, "degraded: %s\n", names[i])
+			fmt.Fprintf(&all, "[~] %s: %v\n", names[i], err)
+		default:
 			fmt.Fprintf(&failed, "%s is not ready\n", names[i])
 			fmt.Fprintf(&all, "[-] %s: %v\n", names[i], err)
-			continue
 		}
-		fmt.Fprintf(&all, "[+] %s\n", names[i])
 	}
 	status, text := http.StatusOK, "ok\n"
 	if failed.Len() > 0 {
 		status, text = http.StatusServiceUnavailable, failed.String()
 	}
+	text += degraded.String()
 	if r.URL.Query().Has("verbose") {
 		text = all.String()
 		if failed.Len() == 0 {

@@ -165,3 +165,31 @@ func TestListenErrors(t *testing.T) {
 		}
 	}
 }
+
+// What is degraded is told, and counts only where it is asked for.
+func TestDegradedIsReady(t *testing.T) {
+	ops := newOps(false)
+	ops.Ready("node", func(context.Context) error { return nil })
+	err := errors.New("nobody answers")
+	ops.Degraded("scheduler", func(context.Context) error { return err })
+	url := serve(t, ops)
+	for path, want := range map[string]struct {
+		status int
+		body   string
+	}{
+		"/readyz":                {200, "ok\ndegraded: scheduler\n"},
+		"/readyz?verbose":        {200, "[+] node\n[~] scheduler: nobody answers\nok\n"},
+		"/readyz?strict":         {503, "scheduler is not ready\n"},
+		"/readyz?strict&verbose": {503, "[+] node\n[-] scheduler: nobody answers\n"},
+	} {
+		if status, body := get(t, url+path); status != want.status || body != want.body {
+			t.Errorf("%s: %d %q, want %d %q", path, status, body, want.status, want.body)
+		}
+	}
+	err = nil
+	for _, path := range []string{"/readyz", "/readyz?strict"} {
+		if status, body := get(t, url+path); status != 200 || body != "ok\n" {
+			t.Errorf("%s when it is well: %d %q", path, status, body)
+		}
+	}
+}

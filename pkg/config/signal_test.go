@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestFirstSignalDrains(t *testing.T) {
@@ -56,6 +58,42 @@ func TestSecondSignalStopsAtOnce(t *testing.T) {
 	if !errors.As(err, &interrupted) || interrupted.ExitCode() != 130 {
 		t.Errorf("got %v", err)
 	}
+}
+
+// Two SIGTERM in a moment are one order: what runs is finished. One that comes later is
+// meant, and a SIGINT, which somebody types, at any time.
+func TestSecondSIGTERMInAMomentDropsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, late := range []struct {
+			after   time.Duration
+			signal  os.Signal
+			dropped bool
+		}{
+			{3 * time.Millisecond, syscall.SIGTERM, false},
+			{3 * time.Millisecond, syscall.SIGINT, true},
+			{1500 * time.Millisecond, syscall.SIGTERM, true},
+		} {
+			signals := make(chan os.Signal, 1)
+			finished, release := false, make(chan struct{})
+			err := runUntil(t.Context(), signals, func(ctx context.Context) error {
+				signals <- syscall.SIGTERM
+				<-ctx.Done()
+				<-time.After(late.after)
+				signals <- late.signal
+				select {
+				case <-time.After(time.Minute):
+					finished = true
+				case <-release:
+				}
+				return nil
+			})
+			close(release)
+			if dropped := err != nil; dropped != late.dropped || !dropped && !finished {
+				t.Errorf("%v %v after the first: %v, finished %v", late.signal, late.after, err, finished)
+			}
+			synctest.Wait()
+		}
+	})
 }
 
 func TestRunEndsByItself(t *testing.T) {

@@ -9,11 +9,63 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/spf13/pflag"
 )
 
-// Duration is a time.Duration. Settings of this type are written in Go's syntax,
-// such as 500ms, 30s or 1h30m, in the file, the environment and flags alike.
+// Duration is a time.Duration. Settings of this type are written as ParseDuration takes
+// them, in the file, the environment and flags alike.
 type Duration = time.Duration
+
+const day = 24 * time.Hour
+
+// ParseDuration takes Go's syntax, such as 500ms, 30s or 1h30m, after days of 24 hours
+// where there are any: 7d, 1d12h, 0.5d.
+func ParseDuration(text string) (time.Duration, error) {
+	bad := fmt.Errorf("%q is not a duration: write a number and its unit, such as 500ms, 30s, 1h30m or 7d", text)
+	unsigned, negative := strings.CutPrefix(text, "-")
+	count, rest, hasDays := strings.Cut(unsigned, "d")
+	if !hasDays {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return 0, bad
+		}
+		return d, nil
+	}
+	// The digits of a float alone: no sign, exponent or name.
+	n, err := strconv.ParseFloat(count, 64)
+	if err != nil || strings.Trim(count, "0123456789.") != "" || n > float64(math.MaxInt64/day)-1 {
+		return 0, bad
+	}
+	d := time.Duration(n * float64(day))
+	if rest != "" {
+		more, err := time.ParseDuration(rest)
+		if err != nil || strings.ContainsAny(rest[:1], "+-") || more > math.MaxInt64-d {
+			return 0, bad
+		}
+		d += more
+	}
+	if negative {
+		d = -d
+	}
+	return d, nil
+}
+
+// durationFlag is a duration as a flag.
+type durationFlag struct{ *time.Duration }
+
+func (d durationFlag) Set(text string) (err error) {
+	*d.Duration, err = ParseDuration(text)
+	return err
+}
+func (d durationFlag) Type() string   { return "duration" }
+func (d durationFlag) String() string { return formatDuration(*d.Duration) }
+
+// DurationVar defines a flag that ParseDuration reads.
+func DurationVar(flags *pflag.FlagSet, p *time.Duration, name string, value time.Duration, usage string) {
+	*p = value
+	flags.Var(durationFlag{p}, name, usage)
+}
 
 // setText sets v, whose type isScalar, from its text. The error quotes the text
 // and shows what a good one looks like.
@@ -28,9 +80,9 @@ func setText(v reflect.Value, text string) error {
 		return nil
 	}
 	if v.Type() == reflect.TypeFor[time.Duration]() {
-		d, err := time.ParseDuration(text)
+		d, err := ParseDuration(text)
 		if err != nil {
-			return fmt.Errorf("%q is not a duration: write a number and its unit, such as 500ms, 30s or 1h30m", text)
+			return err
 		}
 		v.SetInt(int64(d))
 		return nil

@@ -23,6 +23,8 @@ type setting struct {
 	live   bool
 	value  reflect.Value // settable
 	origin origin
+	lines  []int  // in the file, of the items of a list of values
+	file   string // the tag of a setting that names a file
 
 	children []*setting
 }
@@ -103,6 +105,7 @@ func (s *setting) grow(outer []reflect.Type) error {
 			continue
 		}
 		c := &setting{value: s.value.Field(i), doc: field.Tag.Get("doc"), path: s.path}
+		c.file = field.Tag.Get("file")
 		c.live = s.live || field.Tag.Get("live") == "true"
 		c.inline = option == "inline" || field.Anonymous && name == ""
 		if !c.inline {

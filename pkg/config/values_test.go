@@ -53,6 +53,23 @@ func TestBytesString(t *testing.T) {
 	})
 }
 
+func TestParseDuration(t *testing.T) {
+	const day = 24 * time.Hour
+	for text, want := range map[string]time.Duration{
+		"1d": day, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "30d": 30 * day, "-1d1h": -25 * time.Hour, "1d0s": day,
+		"90s": 90 * time.Second, "1h30m": 90 * time.Minute, "0": 0, "-3s": -3 * time.Second,
+	} {
+		if got, err := config.ParseDuration(text); err != nil || got != want {
+			t.Errorf("%q is %v, %v; want %v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "d", "1", "1 d", "1d12", "1h1d", "1d1d", "1d-1h", "1d+1h", "1e3d", "infd", "0x1d", "--1d", "200000d", "106751d24h", ".d"} {
+		if got, err := config.ParseDuration(text); err == nil || !strings.Contains(err.Error(), "7d") {
+			t.Errorf("%q is %v, %v", text, got, err)
+		}
+	}
+}
+
 func TestRate(t *testing.T) {
 	for text, want := range map[string]config.Rate{
 		"10gbit": 1.25e9, "100mbit": 12.5e6, "800Mbit": 100e6, "125MB": 125e6, "100MB/s": 100e6, "1Gbps": 125e6,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -74,9 +73,10 @@ func (a *attended) welcome(ctx context.Context, release string) error {
 	m.attendance++
 	m.joined, m.mute, m.lost, m.spoken, m.word, m.leases = true, false, time.Time{}, false, nil, map[uint64]*lease{}
 	m.told = s.budget()
+	address := m.Address
 	moved, _ := s.spread(id)
 	s.mu.Unlock()
-	s.log.Info("attending a scheduler", zap.String("scheduler", id), zap.String("address", m.Address), zap.String("release", release))
+	s.outages.welcomed(Holder{ID: id, Address: address}, release)
 	s.handler.Handle(Joined{Concerns: moved})
 	if m.attendance == 1 {
 		close(m.first)
@@ -183,7 +183,7 @@ func (s *Set) run(ctx context.Context, m *member, try bool) {
 			return
 		}
 		wait.lasted(time.Since(started))
-		s.log.Warn("the stream to a scheduler ended; connecting again", zap.Error(err), zap.Duration("after", wait.wait))
+		s.failed(m, err)
 		select {
 		case <-m.first:
 		default:
@@ -195,6 +195,14 @@ func (s *Set) run(ctx context.Context, m *member, try bool) {
 			return
 		}
 	}
+}
+
+// failed notes that m cannot be attended, and why.
+func (s *Set) failed(m *member, err error) {
+	s.mu.Lock()
+	to := m.Holder
+	s.mu.Unlock()
+	s.outages.failed(to, err)
 }
 
 func (s *Set) once(ctx context.Context, m *member) error {
@@ -381,23 +389,6 @@ func (s *Set) seek(ctx context.Context, wait *backoff) bool {
 	}
 }
 
-// candidates are whom to try, in order. Nodes begin at different ones, so that each
-// scheduler gets its share of those that come at once.
-func (s *Set) candidates() []Holder {
-	var starts, out []Holder
-	for _, address := range s.cfg.Schedulers {
-		starts = append(starts, Holder{Address: address})
-	}
-	s.mu.Lock()
-	if len(s.known) > 1 { // one alone may have come back with another key
-		out = slices.Clone(s.known)
-	}
-	s.mu.Unlock()
-	rand.Shuffle(len(out), func(i, j int) { out[i], out[j] = out[j], out[i] })
-	rand.Shuffle(len(starts), func(i, j int) { starts[i], starts[j] = starts[j], starts[i] })
-	return append(out, starts...)
-}
-
 // try attends one scheduler, and tells whether it has welcomed this node in time.
 func (s *Set) try(ctx context.Context, to Holder, limit time.Duration) bool {
 	m := s.start(ctx, to, true)
@@ -410,7 +401,7 @@ func (s *Set) try(ctx context.Context, to Holder, limit time.Duration) bool {
 		return false
 	case <-timer.C:
 	}
-	s.log.Warn("the scheduler does not welcome this node; trying another", zap.String("address", to.Address), zap.Duration("waited", limit))
+	s.outages.failed(to, fmt.Errorf("it does not welcome this node within %v", limit))
 	end([]*member{m})
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -25,6 +25,18 @@ type Config struct {
 	// Waiting tells whether this node waits for a decision: it is asked often and
 	// must be cheap.
 	Waiting func() bool
+	// Remembered is what an earlier process of this node had been told. It is used as
+	// long as no scheduler has said anything.
+	Remembered Known
+	// Learned hears what schedulers have told whenever that has changed; nil: nobody
+	// does. It must not block.
+	Learned func(Known)
+}
+
+// Known is who a node has been told of.
+type Known struct {
+	Schedulers []Holder
+	Seeds      []Holder
 }
 
 // Set is all schedulers of the cluster as one: a stream to each, the events of a
@@ -57,6 +69,7 @@ type Set struct {
 	changed chan struct{} // who there is may have changed
 	slots   chan struct{} // what each may lease may have changed
 	freed   chan struct{} // a lease that waits may start
+	outages *outages
 
 	// turn is held while something that came from a scheduler has its effects. It
 	// comes before mu, and the handler is called under it.
@@ -69,6 +82,8 @@ type Set struct {
 	seeds     []Holder           // that a scheduler told of last
 	live      []string           // over whom blobs are spread now: whom they are told to
 	answering bool               // any of them answers
+	away      time.Time          // since when none does, where that is so
+	told      Known              // what Learned has heard last, or is remembered
 	before    []string           // over whom they were until moved
 	moved     time.Time
 	wants     map[blob.Digest]string // whom they were told to
@@ -89,10 +104,10 @@ type asking struct {
 func New(cfg Config, connect Connector, log *zap.Logger) *Set {
 	cfg.Attend.Protocol = Protocol
 	return &Set{
-		cfg: cfg, connect: connect, log: log,
+		cfg: cfg, connect: connect, log: log, outages: newOutages(log),
 		changed: make(chan struct{}, 1), slots: make(chan struct{}, 1), freed: make(chan struct{}, 1),
 		members: map[string]*member{}, wants: map[blob.Digest]string{}, pending: map[blob.Digest]Want{}, uploads: map[blob.Digest]int{},
-		leases: leases{byID: map[uint64]*lease{}},
+		leases: leases{byID: map[uint64]*lease{}}, seeds: cfg.Remembered.Seeds, told: cfg.Remembered, away: time.Now(),
 	}
 }
 
@@ -108,6 +123,13 @@ func (s *Set) Answering() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.answering
+}
+
+// Away is since when no scheduler answers; ok is false while one does.
+func (s *Set) Away() (since time.Time, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.away, !s.answering
 }
 
 // Addresses are those of the schedulers that this node was last told of.
@@ -306,7 +328,7 @@ func (s *Set) answer(m *member, d blob.Digest) {
 // owner than before, or have fresh, who knows nothing, or not what was told lately. The
 // caller holds mu.
 func (s *Set) spread(fresh string) (moved func(blob.Digest) bool, any bool) {
-	before, now := s.live, time.Now()
+	before, now, answered := s.live, time.Now(), s.answering
 	s.live, s.answering = nil, false
 	var attended []string
 	for id, m := range s.members {
@@ -320,6 +342,9 @@ func (s *Set) spread(fresh string) (moved func(blob.Digest) bool, any bool) {
 	}
 	if !s.answering { // those that are silent are told on
 		s.live = attended
+	}
+	if answered && !s.answering {
+		s.away = now
 	}
 	slices.Sort(s.live)
 	after := s.live
@@ -368,6 +393,7 @@ func (s *Set) Run(ctx context.Context, h Handler) error {
 		}
 		started := time.Now()
 		for s.follow(ctx) {
+			s.learn()
 			if !s.sleepUntilChanged(ctx) {
 				return ctx.Err()
 			}

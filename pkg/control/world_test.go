@@ -179,11 +179,18 @@ func idly() bool { return false }
 
 func newSet(t *testing.T, c *cluster, waiting func() bool, starts ...string) (*control.Set, *recorder) {
 	t.Helper()
+	return newSetOf(t, c, control.Config{Schedulers: starts, Waiting: waiting})
+}
+
+// newSetOf is newSet with settings that the caller chooses.
+func newSetOf(t *testing.T, c *cluster, cfg control.Config) (*control.Set, *recorder) {
+	t.Helper()
 	r := &recorder{}
-	s := control.New(control.Config{
-		Schedulers: starts, Attend: &damselflyv1.Attend{Address: "127.0.0.1:1", UploadSlots: 2, DownloadSlots: 2},
-		Waiting: waiting,
-	}, c, zap.NewNop())
+	cfg.Attend = &damselflyv1.Attend{Address: "127.0.0.1:1", UploadSlots: 2, DownloadSlots: 2}
+	if cfg.Waiting == nil {
+		cfg.Waiting = idly
+	}
+	s := control.New(cfg, c, zap.NewNop())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, r) }()

@@ -75,6 +75,16 @@ func (l *link) answering() bool {
 	return j != nil && j.control.Answering()
 }
 
+// away is since when no scheduler answers this node; ok is false while one does. The
+// time is zero before the node has joined.
+func (l *link) away() (since time.Time, ok bool) {
+	j := l.joined.Load()
+	if j == nil {
+		return time.Time{}, true
+	}
+	return j.control.Away()
+}
+
 // schedulers are the addresses of those that this node has been told of since.
 func (l *link) schedulers() []string {
 	if j := l.joined.Load(); j != nil {
@@ -133,14 +143,51 @@ type member struct {
 	reg      prometheus.Registerer
 }
 
+// show tells operators how the node's part in its cluster is. A node serves pulls with or
+// without a scheduler, so that it is ready in any case; a seed serves nobody until it has
+// joined.
+func (m *member) show(ops *config.Ops) {
+	if m.role == identity.RoleSeed {
+		ops.Ready("cluster", func(context.Context) error {
+			if m.link.joined.Load() == nil {
+				return fmt.Errorf("it has not joined the cluster of %s yet, and serves no node; its log says why", m.cfg.Scheduler)
+			}
+			return nil
+		})
+	}
+	ops.Degraded("scheduler", func(context.Context) error {
+		since, away := m.link.away()
+		switch {
+		case !away:
+			return nil
+		case since.IsZero():
+			return fmt.Errorf("not joined yet, no scheduler of %s answers; pulls read the origin alone", m.cfg.Scheduler)
+		}
+		return fmt.Errorf("no scheduler of %s answers since %s; pulls go on with what other nodes and the origin have",
+			m.cfg.Scheduler, since.UTC().Format(time.RFC3339))
+	})
+	m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "damselfly_scheduler_joined", Help: "1 while a scheduler answers this node. Pulls go on without one.",
+	}, func() float64 {
+		if m.link.answering() {
+			return 1
+		}
+		return 0
+	}))
+}
+
 func (m *member) run(ctx context.Context) error {
-	id, err := m.join(ctx)
+	remembered, err := loadKnown(m.cfg.DataDir)
+	if err != nil {
+		m.log.Warn("cannot read whom this node knew; it learns that anew from a scheduler", zap.Error(err))
+	}
+	id, err := m.join(ctx, remembered)
 	if err != nil {
 		return err
 	}
 	m.log.Info("has a certificate of the cluster", zap.String("node", id.ID()), zap.String("role", string(id.Peer().Role)),
 		zap.Stringer("scheduler", m.cfg.Scheduler))
-	address, err := m.advertise(ctx)
+	address, err := m.advertise(ctx, remembered)
 	if err != nil {
 		return err
 	}
@@ -153,30 +200,42 @@ func (m *member) run(ctx context.Context) error {
 		Region: m.cfg.Topology.Region, Zone: m.cfg.Topology.Zone, Rack: m.cfg.Topology.Rack,
 		Release: config.ReadBuild().Version,
 	}
-	set := control.New(control.Config{Schedulers: m.cfg.Scheduler, Attend: attend, Waiting: m.tasks.Waiting},
-		connector{id}, m.log.Named("control"))
+	keep := newKeeper(m.cfg.DataDir, m.log)
+	set := control.New(control.Config{
+		Schedulers: m.cfg.Scheduler, Attend: attend, Waiting: m.tasks.Waiting, Remembered: remembered, Learned: keep.learned,
+	}, connector{id}, m.log.Named("control"))
 	m.link.joined.Store(&joined{self: peer.Holder{ID: id.ID(), Address: address}, control: set, peers: peers})
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return set.Run(ctx, m.tasks) })
+	g.Go(func() error { return keep.run(ctx) })
 	g.Go(func() error { return m.serve(ctx, id, set.Sending) })
 	return g.Wait()
 }
 
 // join gets the node's identity, trying every scheduler for as long as it takes: one
 // that is not there yet is no reason to keep clients waiting.
-func (m *member) join(ctx context.Context) (*identity.Identity, error) {
+func (m *member) join(ctx context.Context, remembered control.Known) (*identity.Identity, error) {
 	wait := 200 * time.Millisecond
 	starts := slices.Clone(m.cfg.Scheduler)
 	rand.Shuffle(len(starts), func(i, j int) { starts[i], starts[j] = starts[j], starts[i] })
+	others := func() []string {
+		out := slices.Concat(starts[1:], m.link.schedulers())
+		for _, h := range remembered.Schedulers {
+			if !slices.Contains(out, h.Address) {
+				out = append(out, h.Address)
+			}
+		}
+		return out
+	}
+	var failures control.Repeats
 	for {
 		token, err := m.token()
 		if err == nil {
 			var id *identity.Identity
 			id, err = identity.Join(ctx, filepath.Join(m.cfg.DataDir, "identity"), starts[0], token,
-				identity.Options{Log: m.log.Named("identity"), Registerer: m.reg, Role: m.role,
-					Others: func() []string { return slices.Concat(starts[1:], m.link.schedulers()) }})
+				identity.Options{Log: m.log.Named("identity"), Registerer: m.reg, Role: m.role, Others: others})
 			if err == nil {
 				return id, nil
 			}
@@ -191,13 +250,25 @@ func (m *member) join(ctx context.Context) (*identity.Identity, error) {
 		if m.role == identity.RoleSeed {
 			meanwhile = "not joined yet; nothing is read meanwhile"
 		}
-		m.log.Warn(meanwhile, zap.Error(err), zap.Duration("again", wait))
-		select {
-		case <-ctx.Done():
+		if failures.Due(time.Now()) {
+			m.log.Warn(meanwhile, zap.Error(err), zap.Int("failed", failures.Count()), zap.Duration("away", time.Since(failures.Since())))
+		}
+		if !sleep(ctx, wait) {
 			return nil, ctx.Err()
-		case <-time.After(wait):
 		}
 		wait = min(2*wait, 10*time.Second)
+	}
+}
+
+// sleep returns false when ctx ends before d is over.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 
@@ -212,8 +283,9 @@ func (m *member) token() (string, error) {
 	return string(raw), nil
 }
 
-// advertise is the host:port under which other nodes reach this one.
-func (m *member) advertise(ctx context.Context) (string, error) {
+// advertise is the host:port under which other nodes reach this one. Where no scheduler's
+// name resolves it tries again: clients are served meanwhile.
+func (m *member) advertise(ctx context.Context, remembered control.Known) (string, error) {
 	listen := m.listener.Addr().(*net.TCPAddr)
 	port := fmt.Sprint(listen.Port)
 	if a := m.cfg.Peer.Advertise; a != "" {
@@ -225,13 +297,39 @@ func (m *member) advertise(ctx context.Context) (string, error) {
 	if !listen.IP.IsUnspecified() {
 		return listen.String(), nil
 	}
-	// No packet is sent: connecting a UDP socket only picks the route.
-	conn, err := new(net.Dialer).DialContext(ctx, "udp", m.cfg.Scheduler[0])
+	towards := slices.Clone([]string(m.cfg.Scheduler))
+	for _, h := range remembered.Schedulers {
+		towards = append(towards, h.Address)
+	}
+	var failures control.Repeats
+	for {
+		var errs []error
+		for _, scheduler := range towards {
+			host, err := localHost(ctx, scheduler)
+			if err == nil {
+				return net.JoinHostPort(host, port), nil
+			}
+			errs = append(errs, err)
+		}
+		if failures.Due(time.Now()) {
+			m.log.Warn("cannot find this machine's address towards the scheduler, so it is not attended yet; trying again, or set peer.advertise",
+				zap.Error(errors.Join(errs...)), zap.Int("failed", failures.Count()))
+		}
+		if !sleep(ctx, 2*time.Second) {
+			return "", ctx.Err()
+		}
+	}
+}
+
+// localHost is the address that this machine uses towards another. No packet is sent:
+// connecting a UDP socket only picks the route.
+func localHost(ctx context.Context, towards string) (string, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", towards)
 	if err != nil {
-		return "", fmt.Errorf("finding this machine's address towards the scheduler: %w; set peer.advertise", err)
+		return "", err
 	}
 	defer func() { _ = conn.Close() }() // nothing was written
-	return net.JoinHostPort(conn.LocalAddr().(*net.UDPAddr).IP.String(), port), nil
+	return conn.LocalAddr().(*net.UDPAddr).IP.String(), nil
 }
 
 // serve answers other nodes until ctx ends, then lets running reads finish. sending

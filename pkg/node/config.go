@@ -17,7 +17,7 @@ type Config struct {
 	DataDir   string           `yaml:"dataDir" doc:"Directory for the node's key, its certificate and the store. One node uses it at a time. Put it on the disk that has room for images; losing it costs a new join and the cached blobs, nothing else."`
 	Scheduler Addresses        `yaml:"scheduler" doc:"host:port of the schedulers, with commas between; a name may have several addresses. One that answers is enough: it names the others, and this node attends them all. Naming more lets a node start while some are down. Empty: this node works by itself, as a cache in front of the registries, and exchanges nothing."`
 	JoinToken config.Redacted  `yaml:"joinToken" doc:"Join token from 'scheduler token create', needed once: the certificate that it buys renews itself. Better kept in a file, see joinTokenFile."`
-	TokenFile string           `yaml:"joinTokenFile" doc:"File with the join token. Read at each start, and again when the node must join anew."`
+	TokenFile string           `yaml:"joinTokenFile" file:"read" doc:"File with the join token. Read at each start, and again when the node must join anew."`
 	Mirror    MirrorConfig     `yaml:"mirror" doc:"Where container runtimes find this node as a registry mirror."`
 	Proxy     ProxyConfig      `yaml:"proxy" doc:"The HTTP proxy face, and how all faces treat their clients."`
 	Peer      PeerConfig       `yaml:"peer" doc:"The exchange of pieces with other nodes."`
@@ -32,8 +32,30 @@ type Config struct {
 
 // MirrorConfig says where the registry face listens.
 type MirrorConfig struct {
-	Listen    string `yaml:"listen" doc:"Address of the registry mirror for containerd, CRI-O and podman. Keep it on loopback: whoever reaches it can pull what this node may pull without a credential. Empty turns it off."`
-	DockerHub string `yaml:"dockerHubListen" doc:"Address of a second mirror face that stands for Docker Hub alone, for dockerd's registry-mirrors. Empty turns it off."`
+	Listen     string           `yaml:"listen" doc:"Address of the registry mirror for containerd, CRI-O and podman. Keep it on loopback: whoever reaches it can pull what this node may pull without a credential. Empty turns it off."`
+	DockerHub  string           `yaml:"dockerHubListen" doc:"Address of a second mirror face that stands for Docker Hub alone, for dockerd's registry-mirrors. Empty turns it off."`
+	Registries []RegistryConfig `yaml:"registries" doc:"Further mirror faces, each for one registry. podman, skopeo and CRI-O need one for a private registry, or one with a port in its name: they learn from its first answer how to log in."`
+}
+
+// RegistryConfig is a mirror face that stands for one registry.
+type RegistryConfig struct {
+	Name   string `yaml:"name" doc:"Registry name as image references spell it, such as registry.example.com:5000."`
+	Listen string `yaml:"listen" doc:"Address of its face, such as 127.0.0.1:65004. Clients look for credentials under this address."`
+}
+
+func (c MirrorConfig) validate() error {
+	var errs []error
+	for i, r := range c.Registries {
+		setting := fmt.Sprintf("mirror.registries[%d]", i)
+		if _, err := origin.ParseRegistry(r.Name); err != nil {
+			errs = append(errs, fmt.Errorf("%s.name: %w", setting, err))
+		}
+		if r.Listen == "" {
+			errs = append(errs, fmt.Errorf("%s.listen is empty; name an address, such as 127.0.0.1:65004", setting))
+		}
+		errs = append(errs, config.CheckAddress(setting+".listen", r.Listen))
+	}
+	return errors.Join(errs...)
 }
 
 // ProxyConfig says where the HTTP proxy face listens, and how all faces behave.
@@ -62,7 +84,7 @@ type StoreConfig struct {
 	MaxBytes   config.Bytes    `yaml:"maxBytes" doc:"Most bytes of blobs kept; the least recently used go first. 0 means no limit but the disk's."`
 	Share      string          `yaml:"share" doc:"Root directory of a containerd on the same file system, such as /var/lib/containerd. What it pulls is then on the disk once instead of twice, counts nothing against maxBytes, and what it has from elsewhere, images built or imported here too, is given to other nodes that know its digest. It and dataDir must be below one mount: a container gets one directory that both are below, such as the host's /var/lib, not a mount for each, which only XFS and Btrfs can share between. damselfly_cache_kept_twice tells when they cannot. Empty: nothing is shared."`
 	KeepFree   int             `yaml:"keepFree" doc:"Percent of the disk's bytes and inodes to leave to others: where less is free, blobs that nobody uses go, least recently used first. Pulls are never refused for it; of a blob that the disk is too small for, what this leaves room for is kept. The default is where a kubelet begins to evict pods; 0 lets the disk fill."`
-	MaxAge     config.Duration `yaml:"maxAge" doc:"Give up blobs that nobody used for so long, such as 720h. 0 keeps them until room is needed."`
+	MaxAge     config.Duration `yaml:"maxAge" doc:"Give up blobs that nobody used for so long, such as 30d. 0 keeps them until room is needed."`
 	ScrubRate  config.Bytes    `yaml:"scrubRate" doc:"Bytes a second that are read from the disk and proven again in the background, so that rot is found before somebody reads it. More finds it sooner and takes more of the disk. 0 turns it off."`
 	ScrubEvery config.Duration `yaml:"scrubEvery" doc:"How long after one pass over all blobs began the next one begins."`
 }
@@ -132,6 +154,7 @@ func (c Config) Validate() error {
 	} {
 		errs = append(errs, config.CheckAddress(a.setting, a.addr))
 	}
+	errs = append(errs, c.Mirror.validate())
 	if c.Peer.UploadSlots < 1 || c.Peer.UploadSlots > 1024 || c.Peer.DownloadSlots < 1 || c.Peer.DownloadSlots > 1024 {
 		errs = append(errs, errors.New("peer.uploadSlots and peer.downloadSlots must be 1 to 1024"))
 	}

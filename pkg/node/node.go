@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -127,6 +128,7 @@ func ignoreCanceled(err error) error {
 }
 
 func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger) (_ *node, err error) {
+	warn(cfg, log)
 	n := &node{cfg: cfg, log: log, limits: newLimits(cfg.Limits)}
 	component := "node"
 	if role == identity.RoleSeed {
@@ -174,20 +176,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 		return nil, err
 	}
 	n.part = &member{cfg: cfg, role: role, link: l, limits: n.limits, tasks: tasks, blobs: n.store, listener: listener, log: log, reg: reg}
-	n.ops.Ready("scheduler", func(context.Context) error {
-		if !l.answering() {
-			return fmt.Errorf("no scheduler answers at %s; pulls are served from the origin meanwhile", cfg.Scheduler)
-		}
-		return nil
-	})
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "damselfly_scheduler_joined", Help: "1 while a scheduler answers this node.",
-	}, func() float64 {
-		if l.answering() {
-			return 1
-		}
-		return 0
-	}))
+	n.part.show(n.ops)
 	return n, nil
 }
 
@@ -214,7 +203,7 @@ func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prom
 	if n.cfg.Proxy.Listen != "" && pc.CADir == "" {
 		pc.CADir = filepath.Join(n.cfg.DataDir, "proxy-ca")
 	}
-	pc.Dial = origins.Dial
+	pc.Dial, pc.Transport = origins.Dial, origins.Transport()
 	pc.Solver = origins.Solver()
 	p, err := proxy.New(pc, opener{n.tasks}, origins, n.log.Named("proxy"), reg)
 	if err != nil {
@@ -224,14 +213,20 @@ func (n *node) listenFaces(ctx context.Context, origins *origin.Client, reg prom
 	if n.cfg.Proxy.Listen != "" {
 		n.log.Info("the proxy face serves under its own CA; the runtime must trust it", zap.String("file", p.CAFile()))
 	}
-	for _, f := range []struct {
+	type listened struct {
 		name, addr, setting string
 		handler             func() http.Handler
-	}{
+	}
+	faces := []listened{
 		{"mirror", n.cfg.Mirror.Listen, "--mirror-listen", func() http.Handler { return p.Registry("") }},
 		{"dockerhub", n.cfg.Mirror.DockerHub, "--mirror-docker-hub-listen", func() http.Handler { return p.Registry("docker.io") }},
 		{"proxy", n.cfg.Proxy.Listen, "--proxy-listen", p.ForwardProxy},
-	} {
+	}
+	for i, r := range n.cfg.Mirror.Registries {
+		faces = append(faces, listened{r.Name, r.Listen, fmt.Sprintf("mirror.registries[%d].listen", i),
+			func() http.Handler { return p.Registry(r.Name) }})
+	}
+	for _, f := range faces {
 		if f.addr == "" {
 			continue
 		}
@@ -266,6 +261,14 @@ func (o opener) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 		return nil, err
 	}
 	return h, nil
+}
+
+// Keep implements proxy.Tasks.
+func (o opener) Keep(d blob.Digest, size int64) io.WriteCloser {
+	if k := o.tasks.Keep(d, size); k != nil {
+		return k
+	}
+	return nil
 }
 
 // serve runs a face until ctx ends, then lets running requests finish. Requests

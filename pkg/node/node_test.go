@@ -127,8 +127,9 @@ func TestNodeServesWithoutACluster(t *testing.T) {
 			r := newRegistry(t)
 			cfg := testConfig(t, r)
 			cfg.Scheduler, cfg.JoinToken = scheduler, "dmf1.nonsense"
-			cfg.Peer.Listen = "127.0.0.1:0"
+			cfg.Peer.Listen, cfg.Ops.Listen = "127.0.0.1:0", freeAddress(t)
 			run(t, cfg)
+			waitFor(t, "http://"+cfg.Ops.Listen+"/readyz", http.StatusOK)
 			for range 3 {
 				code, body := get(t, cfg, "/v2/app/blobs/"+r.digest.String()+"?ns=registry.test")
 				if code != http.StatusOK || !bytes.Equal(body, r.data) {
@@ -177,6 +178,24 @@ func TestDrainingNodeIsNotReady(t *testing.T) {
 		t.Errorf("Run ended with %v", err)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A node whose scheduler is not there is ready, and says that it has none.
+func TestReadyTellsOfNoScheduler(t *testing.T) {
+	cfg := testConfig(t, newRegistry(t))
+	cfg.Scheduler, cfg.JoinToken = node.Addresses{"127.0.0.1:1"}, "dmf1.nonsense"
+	cfg.Peer.Listen, cfg.Ops.Listen = "127.0.0.1:0", freeAddress(t)
+	run(t, cfg)
+	waitFor(t, "http://"+cfg.Ops.Listen+"/readyz?strict", http.StatusServiceUnavailable)
+	res, err := http.Get("http://" + cfg.Ops.Listen + "/readyz?verbose")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = res.Body.Close() }()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusOK || !strings.Contains(string(body), "no scheduler of 127.0.0.1:1 answers") {
+		t.Errorf("%d %s, %v", res.StatusCode, body, err)
+	}
 }
 
 // waitFor asks for url until it answers with status.

@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -31,7 +32,10 @@ func (r *reader) attempt() *failure {
 	if err != nil {
 		leave()
 		c.locations.drop(r.key)
-		return &failure{err: err, again: !permanent(err), free: r.free(known)}
+		// An origin that was given the time to answer and did not is not asked anew: that
+		// would start its work anew.
+		hung := errors.Is(err, ErrStalled) && !question.resumed && !known
+		return &failure{err: err, again: !permanent(err) && !hung, free: r.free(known)}
 	}
 	if ans.StatusCode == http.StatusOK || ans.StatusCode == http.StatusPartialContent {
 		gate.saw(time.Now(), nil)
@@ -47,7 +51,7 @@ func (r *reader) attempt() *failure {
 // where an earlier answer was.
 func (r *reader) ranged() (call, bool) {
 	q := r.question
-	q.header = q.header.Clone()
+	q.header, q.resumed = q.header.Clone(), r.pos > r.first
 	if r.pos > 0 || r.end < r.size {
 		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.pos, r.end-1))
 		if v := r.validator; v != "" && !strings.HasPrefix(v, "W/") && r.versioned() {
@@ -113,7 +117,7 @@ func (r *reader) sizeDiffers(size int64) error {
 	if r.versioned() && r.validator != "" {
 		return fmt.Errorf("%w: %d bytes instead of %d", ErrChanged, size, r.size)
 	}
-	return fmt.Errorf("%w: %d bytes instead of %d", ErrSize, size, r.size)
+	return &SizeError{Size: size, Expected: r.size}
 }
 
 // take makes the body of a 200 or 206 the reader's, at pos.
@@ -145,6 +149,9 @@ func (r *reader) take(ans answer, known bool) *failure {
 func (r *reader) check(ans answer) (skip int64, err error) {
 	if err := r.checkVersion(ans); err != nil {
 		return 0, err
+	}
+	if !r.versioned() && encoded(ans.Header) {
+		return 0, fmt.Errorf("%w: encoded as %q though asked for as it is", ErrProtocol, clip(ans.Header.Get("Content-Encoding")))
 	}
 	length := ans.ContentLength
 	if ans.StatusCode == http.StatusOK {

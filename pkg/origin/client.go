@@ -3,10 +3,10 @@ package origin
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -26,6 +26,7 @@ type Client struct {
 	log       *zap.Logger
 	wire      *wire
 	dial      dialFunc
+	proxy     proxyFunc
 	keys      *keyring
 	endpoints map[string]*url.URL // by registry name, of listed hosts
 	origins   map[string]bool     // of listed hosts
@@ -51,7 +52,8 @@ const (
 	missingLife = 5 * time.Second
 )
 
-// New makes a client. It reads the CA files of cfg, sends nothing and starts
+// New makes a client. It reads the CA files and
+// client certificates of cfg, sends nothing and starts
 // nothing. reg may be nil.
 func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Client, error) {
 	return newClient(cfg, log, reg, nil)
@@ -75,15 +77,14 @@ func newClient(cfg Config, log *zap.Logger, reg prometheus.Registerer, dial dial
 	if c.dial = dial; dial == nil {
 		c.dial = g.dial
 	}
-	proxy, err := newProxy(cfg, g)
-	if err != nil {
+	if c.proxy, err = newProxy(cfg, g); err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
 	m, err := newMetrics(reg)
 	if err != nil {
 		return nil, fmt.Errorf("origin: metrics: %w", err)
 	}
-	if c.wire, err = newWire(cfg, c.dial, proxy, m); err != nil {
+	if c.wire, err = newWire(cfg, c.dial, c.proxy, m, log); err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
 	return c, nil
@@ -110,13 +111,6 @@ func (c *Client) listHosts() (*guard, error) {
 		g.trust(u)
 	}
 	return g, nil
-}
-
-// Dial connects to addr, host:port, by TCP through the guard, for callers that
-// carry a client's own bytes (tunnels). No proxy is used, and Config.OnlyListed
-// does not count. The error wraps ErrForbiddenAddress where the guard says no.
-func (c *Client) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	return c.dial(ctx, network, addr)
 }
 
 // Limit has the bytes that Read reads wait for all of limits, as the class that its
@@ -150,11 +144,42 @@ func (c *Client) Head(ctx context.Context, ref Ref, header http.Header) (*http.R
 
 // Get is Head for the content: manifests, tag lists, referrers, and blobs or
 // files that are only passed through. The body fails with ErrStalled when the
-// origin is silent for Config.StallTimeout. A digest that the origin did not
-// have a moment ago is answered with a copy of that 404.
+// origin is silent for Config.StallTimeout.
 func (c *Client) Get(ctx context.Context, ref Ref, header http.Header) (*http.Response, error) {
 	ans, err := c.ask(ctx, http.MethodGet, ref, header, askClient)
 	return ans.Response, err
+}
+
+// Pass sends a client's request for ref, GET or HEAD, once and as it stands, Range,
+// conditions and encodings included, and returns whatever the origin answers. Redirects
+// are followed; one that cannot be is the answer. Nothing is tried again, held back by a
+// pause or answered from memory: the client gets what it would have got without us. The
+// origin may be silent for Config.AnswerTimeout, before its answer and within. Errors are
+// those of Head. The caller closes the body.
+func (c *Client) Pass(ctx context.Context, method string, ref Ref, header http.Header) (*http.Response, error) {
+	return c.pass(ctx, method, ref, header, askClient)
+}
+
+func (c *Client) pass(ctx context.Context, method string, ref Ref, header http.Header, who asker) (*http.Response, error) {
+	h, err := c.host(ref)
+	if err != nil {
+		return nil, fmt.Errorf("origin: %w", err)
+	}
+	question, err := h.call(method, ref, passHeader(header, c.cfg.UserAgent), who, lanePass)
+	if err != nil {
+		return nil, fmt.Errorf("origin: %w", err)
+	}
+	question.relay = true
+	ans, err := c.wire.follow(ctx, question)
+	if errors.Is(err, ErrTokenRealm) && ctx.Err() == nil {
+		question.solve = nil // the challenge is the client's then
+		ans, err = c.wire.follow(ctx, question)
+	}
+	if err != nil {
+		return nil, about(ref, err)
+	}
+	ans.Request = bareRequest(question.method, question.url)
+	return ans.Response, nil
 }
 
 // Solver is a Client for who cannot answer a challenge: its Head and Get fetch
@@ -174,6 +199,11 @@ func (s Solver) Head(ctx context.Context, ref Ref, header http.Header) (*http.Re
 func (s Solver) Get(ctx context.Context, ref Ref, header http.Header) (*http.Response, error) {
 	ans, err := s.c.ask(ctx, http.MethodGet, ref, header, askNode)
 	return ans.Response, err
+}
+
+// Pass is Client.Pass.
+func (s Solver) Pass(ctx context.Context, method string, ref Ref, header http.Header) (*http.Response, error) {
+	return s.c.pass(ctx, method, ref, header, askNode)
 }
 
 // Forward is Client.Forward; it solves nothing.
@@ -217,13 +247,9 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 	if err != nil {
 		return answer{}, fmt.Errorf("origin: %w", err)
 	}
-	question, err := h.call(method, ref, passHeader(ref.Kind, header, c.cfg.UserAgent), who, laneAsk)
+	question, err := h.call(method, ref, passHeader(header, c.cfg.UserAgent), who, laneAsk)
 	if err != nil {
 		return answer{}, fmt.Errorf("origin: %w", err)
-	}
-	key := secret(ref, question.header)
-	if r, ok := c.missing.get(key); ok && method == http.MethodGet {
-		return answer{Response: r.response(bareRequest(question.method, question.url))}, nil
 	}
 	patience := time.Now().Add(maxAskWait)
 	for try := 1; ; try++ {
@@ -236,9 +262,6 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 		case err != nil && (last || ctx.Err() != nil || permanent(err) || isSilent(err) || !h.gate.mayRetry(time.Now())):
 			return answer{}, about(ref, err)
 		case err == nil && (!passing(ans.StatusCode) || ans.Header.Get("Retry-After") != "" || last || !h.gate.mayRetry(time.Now())):
-			if ans.StatusCode == http.StatusNotFound && method == http.MethodGet {
-				c.noteMissing(key, &ans)
-			}
 			return ans, nil
 		case err == nil:
 			discard(ans.Body)
@@ -307,16 +330,6 @@ func bareRequest(method string, u *url.URL) *http.Request {
 		Method: method, URL: &url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}, Host: u.Host, Header: http.Header{},
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
-}
-
-// noteMissing remembers the 404 of a digest. A tag may be pushed any moment.
-func (c *Client) noteMissing(key secretRef, ans *answer) {
-	if _, ok := key.ref.Digest(); !ok {
-		return
-	}
-	r := readRefusal(ans.Response)
-	c.missing.put(key, r, missingLife)
-	ans.Response = r.response(ans.Request)
 }
 
 // secret is ref as it is seen by whoever sends header, which passHeader made.

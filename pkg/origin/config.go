@@ -31,17 +31,22 @@ type Config struct {
 	// client sends none itself and the registry asks for one, so they open to
 	// every client of this node what they open to the node. Read anew whenever a
 	// token is needed.
-	DockerConfig string `yaml:"dockerConfig" doc:"Path of a docker config.json with credentials of this node; empty = none."`
+	DockerConfig string `yaml:"dockerConfig" file:"read" doc:"Path of a docker config.json with credentials of this node; empty = none."`
 	// UserAgent is sent where the client's header has none.
 	UserAgent string `yaml:"-"`
 
 	// DialTimeout bounds one TCP connect, and likewise the TLS handshake.
 	// Default 10 s.
 	DialTimeout time.Duration `yaml:"dialTimeout" doc:"Longest TCP connect to an origin, and longest TLS handshake."`
-	// StallTimeout is how long an origin may be silent, before its headers or
-	// between two reads of the body, until the request is given up and taken up
-	// again on another connection. Default 20 s.
-	StallTimeout time.Duration `yaml:"stallTimeout" doc:"How long an origin may be silent before its request is taken up again elsewhere."`
+	// AnswerTimeout is how long an origin, or its token realm, may take to begin its
+	// answer. Registries that fetch on demand take minutes, and a request that is
+	// hung up starts their work anew. A dead peer is found sooner, by TCP and by
+	// HTTP/2's pings. Default 5 min.
+	AnswerTimeout time.Duration `yaml:"answerTimeout" doc:"How long an origin may take to begin its answer; registries that fetch on demand take minutes, and a request that is hung up starts their work anew."`
+	// StallTimeout is how long an origin may be silent once it has begun: between
+	// two reads of a body, and before the headers of what takes a broken body up
+	// again. Then the body is taken up on another connection. Default 20 s.
+	StallTimeout time.Duration `yaml:"stallTimeout" doc:"How long an origin may be silent in the middle of a body before that is taken up again elsewhere."`
 	// MaxRetryAfter is the longest wait that an origin may ask for (429, 503 with
 	// Retry-After) and that Read grants; above it Read fails with a StatusError.
 	// Default 30 s.
@@ -65,8 +70,16 @@ type Host struct {
 	// credentials in the clear.
 	Endpoint string `yaml:"endpoint" doc:"Where it is served: scheme://host[:port][/prefix]. Default https://<name>."`
 	// CAFile holds PEM certificates that the host's own certificate may chain to,
-	// beside the system's. There is no way to switch verification off.
-	CAFile string `yaml:"caFile" doc:"PEM certificates that the host's certificate may chain to, beside the system's."`
+	// beside the system's, and likewise those of the token realm and of redirects
+	// that its answers name. There is no way to switch verification off.
+	CAFile string `yaml:"caFile" file:"read" doc:"PEM certificates that certificates of the host, its token realm and its redirects may chain to, beside the system's."`
+	// CertFile is a PEM certificate with its chain, and KeyFile its private key,
+	// for a host that wants to know its clients by TLS. They open to every client
+	// of this node what they open to the node. They are shown to the endpoint
+	// alone, never to a realm or a redirect elsewhere, and read anew when the
+	// files change.
+	CertFile string `yaml:"certFile" file:"read" doc:"PEM client certificate with its chain, shown to the endpoint alone; it opens to all clients of this node what it opens to the node."`
+	KeyFile  string `yaml:"keyFile" file:"read" doc:"PEM private key of certFile."`
 }
 
 // DefaultConfig is the Config that the zero one stands for.
@@ -75,6 +88,7 @@ func DefaultConfig() Config { return Config{}.withDefaults() }
 // withDefaults is c with the defaults put in.
 func (c Config) withDefaults() Config {
 	setDefault(&c.DialTimeout, 10*time.Second)
+	setDefault(&c.AnswerTimeout, 5*time.Minute)
 	setDefault(&c.StallTimeout, 20*time.Second)
 	setDefault(&c.MaxRetryAfter, 30*time.Second)
 	setDefault(&c.MaxSkip, 1<<30)
@@ -120,6 +134,7 @@ func (c Config) validateBounds() error {
 		n    int64
 	}{
 		{"dialTimeout", int64(c.DialTimeout)}, {"stallTimeout", int64(c.StallTimeout)},
+		{"answerTimeout", int64(c.AnswerTimeout)},
 		{"maxRetryAfter", int64(c.MaxRetryAfter)}, {"maxSkip", c.MaxSkip}, {"maxRequests", int64(c.MaxRequests)},
 	} {
 		if v.n < 0 {
@@ -134,6 +149,9 @@ func (h Host) parse() (string, *url.URL, error) {
 	name, err := ParseRegistry(h.Name)
 	if err != nil {
 		return "", nil, err
+	}
+	if (h.CertFile == "") != (h.KeyFile == "") {
+		return "", nil, fmt.Errorf("%s has one of certFile and keyFile; give both, or none", name)
 	}
 	if h.Endpoint == "" {
 		return name, defaultEndpoint(name), nil

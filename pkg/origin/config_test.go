@@ -29,6 +29,8 @@ func TestConfigValidate(t *testing.T) {
 		"allow[1]":      {Allow: []string{"10.0.0.0/8", "loopback"}},
 		"proxy":         {Proxy: "proxy.example:3128"},
 		"stallTimeout":  {StallTimeout: -time.Second},
+		"answerTimeout": {AnswerTimeout: -time.Second},
+		"give both":     {Hosts: []Host{{Name: "r.example", CertFile: "/x"}}},
 		"maxSkip":       {MaxSkip: -1},
 		"maxRequests":   {MaxRequests: -1},
 		"maxRetryAfter": {MaxRetryAfter: -1},

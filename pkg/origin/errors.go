@@ -95,6 +95,22 @@ func (e *StatusError) Error() string {
 	return s
 }
 
+// SizeError says that the origin's content has another size than was given to Read. It
+// wraps ErrSize.
+type SizeError struct {
+	// Size is the one that the origin's answer to a GET told, in bytes; Expected the one
+	// that was given.
+	Size, Expected int64
+}
+
+// Error implements error.
+func (e *SizeError) Error() string {
+	return fmt.Sprintf("%v: %d bytes instead of %d", ErrSize, e.Size, e.Expected)
+}
+
+// Unwrap makes the error an ErrSize.
+func (e *SizeError) Unwrap() error { return ErrSize }
+
 // about is err as the package returns it: it says what it is about, once.
 func about(ref Ref, err error) error {
 	if status := (*StatusError)(nil); errors.As(err, &status) {

@@ -42,14 +42,35 @@ func (c *Client) Forward(w http.ResponseWriter, r *http.Request, registry string
 		},
 		Transport:     forwarder{c.wire, h.gate},
 		FlushInterval: -1,
-		ErrorLog:      log.New(io.Discard, "", 0), // the error goes to the caller or the client
-		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+		ModifyResponse: func(resp *http.Response) error {
+			leadBack(resp.Header, h.endpoint)
+			return nil
+		},
+		ErrorLog:     log.New(io.Discard, "", 0), // the error goes to the caller or the client
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
 	proxy.ServeHTTP(w, r)
 	if failed != nil {
 		return fmt.Errorf("origin: %s %s: %w", r.Method, redactURL(target), failed)
 	}
 	return nil
+}
+
+// leadBack makes a Location at the endpoint relative: the client knows the registry by
+// another name, and goes on where it came in.
+func leadBack(header http.Header, endpoint *url.URL) {
+	to, err := url.Parse(header.Get("Location"))
+	if err != nil || to.Host == "" || originOf(to) != originOf(endpoint) {
+		return
+	}
+	path, ok := strings.CutPrefix(to.EscapedPath(), endpoint.EscapedPath())
+	if !ok || !strings.HasPrefix(path, "/") {
+		return
+	}
+	if to.RawQuery != "" {
+		path += "?" + to.RawQuery
+	}
+	header.Set("Location", path)
 }
 
 // forwardTarget is where a request for u goes at endpoint. A path with "." or
@@ -85,7 +106,7 @@ type forwarder struct {
 // RoundTrip implements http.RoundTripper. A 429 makes everybody pause, while the
 // answer itself goes to the client as it is.
 func (f forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := f.wire.send(req, lanePush)
+	resp, err := f.wire.send(req, route{home: originOf(req.URL), lane: lanePush})
 	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
 		refused := readRefusal(resp)
 		f.gate.saw(time.Now(), refused)

@@ -53,10 +53,13 @@ func TestForwardPush(t *testing.T) {
 		if r.Header.Get("Authorization") != "Bearer t" || r.Header.Get("Content-Range") != "0-299999" {
 			t.Errorf("header %v", r.Header)
 		}
-		for _, k := range []string{"X-Hop", "Te", "Proxy-Authorization", "X-Forwarded-For", "Accept-Encoding"} {
+		for _, k := range []string{"X-Hop", "Te", "Proxy-Authorization", "X-Forwarded-For"} {
 			if r.Header.Get(k) != "" {
 				t.Errorf("%s was passed on", k)
 			}
+		}
+		if got := r.Header.Get("Accept-Encoding"); got != "identity" {
+			t.Errorf("Accept-Encoding is %q", got)
 		}
 	})
 }
@@ -155,4 +158,24 @@ func TestForwardCutShort(t *testing.T) {
 	}
 	_ = resp.Body.Close()
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A push goes on where it came in, although the registry's endpoint has another name.
+func TestForwardLeadsBack(t *testing.T) {
+	endpoint := &url.URL{Scheme: "https", Host: "internal.example.com:8443", Path: "/proxy"}
+	for in, want := range map[string]string{
+		"https://internal.example.com:8443/proxy/v2/a/blobs/uploads/1?_state=x%2Fy": "/v2/a/blobs/uploads/1?_state=x%2Fy",
+		"https://INTERNAL.example.com:8443/proxy/v2/a%2Bb":                          "/v2/a%2Bb",
+		"https://internal.example.com:8443/other/v2/a":                              "https://internal.example.com:8443/other/v2/a",
+		"http://internal.example.com:8443/proxy/v2/a":                               "http://internal.example.com:8443/proxy/v2/a",
+		"https://cdn.example.com/proxy/v2/a":                                        "https://cdn.example.com/proxy/v2/a",
+		"/v2/a": "/v2/a",
+		"":      "",
+	} {
+		h := http.Header{"Location": {in}}
+		leadBack(h, endpoint)
+		if got := h.Get("Location"); got != want {
+			t.Errorf("%s became %s, want %s", in, got, want)
+		}
+	}
 }

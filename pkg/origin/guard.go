@@ -6,9 +6,12 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // guard dials upstreams and refuses addresses that are no upstream's: a client
@@ -26,6 +29,11 @@ type guard struct {
 }
 
 const (
+	// maxUnacked is how long what was sent may be unacknowledged until the peer is
+	// taken for dead (RFC 5482). Keepalive does not look while something is under
+	// way, and nothing else does while an origin may think for minutes. A peer that
+	// takes a push in so slowly that its window is shut may need some time.
+	maxUnacked  = time.Minute
 	reachedLife = 5 * time.Minute
 	maxReached  = 256
 )
@@ -67,40 +75,54 @@ func (g *guard) dial(ctx context.Context, network, addr string) (net.Conn, error
 }
 
 // control runs between the making of a socket and its connecting.
-func (g *guard) control(ctx context.Context, _, address string, _ syscall.RawConn) error {
+func (g *guard) control(ctx context.Context, _, address string, raw syscall.RawConn) error {
 	target, _ := ctx.Value(targetKey{}).(string)
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return &ForbiddenAddressError{Target: target, Why: "unreadable"}
+		return &ForbiddenAddressError{Target: target, Why: classUnreadable}
 	}
+	setUserTimeout(raw, maxUnacked)
 	return g.check(target, ap.Addr())
+}
+
+// setUserTimeout bounds how long sent data may be unacknowledged. Without it the
+// kernel goes on for a quarter of an hour, so an error is nobody's business.
+func setUserTimeout(raw syscall.RawConn, d time.Duration) {
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+	})
 }
 
 // check errs unless target, host:port, may lead to addr.
 func (g *guard) check(target string, addr netip.Addr) error {
-	plain := embedded(addr)
-	why := addressClass(plain)
-	if why == "" {
-		return nil
+	for _, to := range readings(addr) {
+		if why := addressClass(to); why != "" && !g.excused(target, addr, to, why) {
+			return &ForbiddenAddressError{Target: target, Addr: addr, Why: why}
+		}
 	}
+	return nil
+}
+
+// excused tells whether the operator meant that target leads to addr, although that
+// can be read as to, which is refused for why.
+func (g *guard) excused(target string, addr, to netip.Addr, why string) bool {
 	for _, p := range g.allow {
-		if p.Contains(plain) || p.Contains(addr.WithZone("")) {
-			return nil
+		// A wide prefix of IPv6 does not mean each IPv4 address that forms of it hold.
+		if p.Contains(to) || p.Bits() > 64 && p.Contains(addr.WithZone("")) {
+			return true
 		}
 	}
-	if g.trusted[strings.ToLower(target)] {
-		// The operator may name any address. A configured *name* is good for the
-		// addresses that a test set-up or a sidecar has, but no DNS answer turns
-		// it into a metadata service.
-		host, _, _ := net.SplitHostPort(target)
-		if lit, err := netip.ParseAddr(host); err == nil && embedded(lit) == plain {
-			return nil
-		}
-		if why == classLoopback || why == classLinkLocal {
-			return nil
-		}
+	if !g.trusted[strings.ToLower(target)] {
+		return false
 	}
-	return &ForbiddenAddressError{Target: target, Addr: addr, Why: why}
+	// The operator may name any address. A configured *name* is good for the
+	// addresses that a test set-up or a sidecar has, but no DNS answer turns
+	// it into a metadata service.
+	host, _, _ := net.SplitHostPort(target)
+	if lit, err := netip.ParseAddr(host); err == nil && slices.Contains(readings(lit), to) {
+		return true
+	}
+	return why == classLoopback || why == classLinkLocal
 }
 
 // checkLiteral checks a target, host:port, that somebody else will dial for us.
@@ -110,14 +132,18 @@ func (g *guard) checkLiteral(target string) error {
 	if err != nil {
 		return nil
 	}
-	if strings.EqualFold(host, "localhost") || strings.HasSuffix(strings.ToLower(host), ".localhost") {
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return g.check(target, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
 	}
-	addr, err := netip.ParseAddr(host)
-	if err != nil {
-		return nil
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return g.check(target, addr)
 	}
-	return g.check(target, addr)
+	if last := host[strings.LastIndexByte(host, '.')+1:]; last != "" && last[0] >= '0' && last[0] <= '9' {
+		// 127.1 and 0x7f000001 are names to us and addresses to other resolvers.
+		return &ForbiddenAddressError{Target: target, Why: classUnreadable}
+	}
+	return nil
 }
 
 const (
@@ -127,6 +153,7 @@ const (
 	classMulticast   = "multicast"
 	classUnspecified = "unspecified"
 	classBroadcast   = "broadcast"
+	classUnreadable  = "unreadable"
 )
 
 // addressClass names the class of addresses that addr, already unmapped, is
@@ -148,7 +175,7 @@ func addressClass(addr netip.Addr) string {
 	}
 	switch {
 	case !addr.IsValid():
-		return "unreadable"
+		return classUnreadable
 	case addr.IsUnspecified() || addr.Is4() && addr.As4()[0] == 0:
 		return classUnspecified
 	case addr.IsLoopback():
@@ -169,24 +196,4 @@ func isMetadata6(addr netip.Addr) bool {
 		return true
 	}
 	return false
-}
-
-// embedded is the IPv4 address that addr stands for where it is an IPv6 form of
-// one: mapped, compatible (RFC 4291), NAT64 (RFC 6052), 6to4 (RFC 3056). Else it
-// is addr without its zone.
-func embedded(addr netip.Addr) netip.Addr {
-	addr = addr.Unmap().WithZone("")
-	if !addr.Is6() {
-		return addr
-	}
-	b := addr.As16()
-	switch {
-	case b[0] == 0x20 && b[1] == 0x02:
-		return netip.AddrFrom4([4]byte(b[2:6]))
-	case [12]byte(b[:12]) == [12]byte{0x00, 0x64, 0xff, 0x9b}:
-		return netip.AddrFrom4([4]byte(b[12:16]))
-	case [12]byte(b[:12]) == [12]byte{} && (b[12] != 0 || b[13] != 0 || b[14] != 0):
-		return netip.AddrFrom4([4]byte(b[12:16]))
-	}
-	return addr
 }

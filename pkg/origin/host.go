@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -53,14 +54,36 @@ func (c *Client) host(ref Ref) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	endpoint, listed := c.endpoints[name]
-	if !listed {
+	name, endpoint := c.listed(name)
+	if endpoint == nil {
 		if c.cfg.OnlyListed {
 			return nil, unlisted(name)
 		}
 		endpoint = defaultEndpoint(name)
 	}
 	return c.keep(name, endpoint, false), nil
+}
+
+// listed returns the endpoint of the listed host that a registry's name means, in
+// the spelling of the list; nil, and the name as it is, where there is none. A
+// name with the default port of the endpoint's scheme is the name without it.
+func (c *Client) listed(name string) (string, *url.URL) {
+	if u, ok := c.endpoints[name]; ok {
+		return name, u
+	}
+	for scheme, port := range map[string]string{"http": ":80", "https": ":443"} {
+		other, has := strings.CutSuffix(name, port)
+		if !has {
+			other = name + port
+		}
+		if other == "index."+dockerHub || other == dockerHubHost {
+			other = dockerHub
+		}
+		if u, ok := c.endpoints[other]; ok && u.Scheme == scheme {
+			return other, u
+		}
+	}
+	return name, nil
 }
 
 // acceptManifests is what this node reads as a manifest when it asks by itself.
@@ -120,8 +143,8 @@ func (h *host) call(method string, ref Ref, header http.Header, who asker, l lan
 	u := *h.endpoint
 	u.Path, u.RawQuery = h.endpoint.Path+p.Path, p.RawQuery
 	out.url = &u
-	out.solve = func(req *http.Request) (*http.Response, error) {
-		return h.solvers[who].do(req, ref.Repository, l)
+	out.solve = func(req *http.Request, r route) (*http.Response, error) {
+		return h.solvers[who].do(req, ref.Repository, r)
 	}
 	return out, nil
 }

@@ -27,8 +27,8 @@ var registryPattern = regexp.MustCompile("^" + reference.DomainRegexp.String() +
 
 // ParseRegistry checks s as a registry name, host[:port] by the "domain" of the
 // grammar of github.com/distribution/reference, and returns it in the one
-// spelling that keys use: lower case, and "docker.io" for the other names of
-// Docker Hub. It takes no scheme, no userinfo, no path and no zone. That the
+// spelling that keys use: lower case, without the port 443 that registries have
+// by default, and "docker.io" for the other names of Docker Hub. It takes no scheme, no userinfo, no path and no zone. That the
 // host may be dialled is not said; the guard of the dialer decides that.
 func ParseRegistry(s string) (string, error) {
 	fail := func(why string) (string, error) {
@@ -51,6 +51,10 @@ func ParseRegistry(s string) (string, error) {
 	}
 	if why := checkHost(host); why != "" {
 		return fail(why)
+	}
+	// A reference needs the port of a host without a dot, to tell it from a repository.
+	if n, _ := parseDigits(port); n == 443 && (strings.ContainsAny(host, ".:") || host == "localhost") {
+		name, port = host, ""
 	}
 	if port == "" && (name == "index."+dockerHub || name == dockerHubHost) {
 		return dockerHub, nil

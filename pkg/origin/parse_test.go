@@ -20,6 +20,14 @@ func TestParseRegistry(t *testing.T) {
 		"169.254.169.254":           "169.254.169.254", // the guard's business
 		"[2001:db8::1]:5000":        "[2001:db8::1]:5000",
 		"[2001:db8::1]":             "[2001:db8::1]",
+		"registry.example.com:443":  "registry.example.com",
+		"Localhost:443":             "localhost",
+		"[2001:db8::1]:443":         "[2001:db8::1]",
+		"docker.io:443":             "docker.io",
+		"Index.Docker.io:443":       "docker.io",
+		"registry-1.docker.io:443":  "docker.io",
+		"registry.example.com:80":   "registry.example.com:80", // a default port of http alone
+		"registry:443":              "registry:443",            // "registry/x" is a repository
 	}
 	for in, want := range good {
 		if got, err := ParseRegistry(in); err != nil || got != want {
@@ -149,7 +157,7 @@ func TestRefString(t *testing.T) {
 }
 
 func FuzzParseRegistry(f *testing.F) {
-	for _, s := range []string{"docker.io", "a:5000", "[::1]:80", "u@h", "169.254.169.254", "a\r\nb"} {
+	for _, s := range []string{"docker.io", "a:5000", "[::1]:80", "a.b:443", "index.docker.io:443", "u@h", "169.254.169.254", "a\r\nb"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -189,7 +197,7 @@ func FuzzRefPath(f *testing.F) {
 }
 
 func FuzzParseImage(f *testing.F) {
-	for _, s := range []string{"alpine:3", "ghcr.io/o/r@sha256:x", "a:1/b:2", "[::1]:5000/x"} {
+	for _, s := range []string{"alpine:3", "ghcr.io/o/r@sha256:x", "a:1/b:2", "[::1]:5000/x", "a:443/b", "a.b:443/c"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

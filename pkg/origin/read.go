@@ -49,13 +49,13 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	}
 	validator := header.Get("If-Range")
 	content := contentHeader(header)
-	question, err := h.call(http.MethodGet, ref, passHeader(ref.Kind, content, c.cfg.UserAgent), askNode, laneBulk)
+	question, err := h.call(http.MethodGet, ref, passHeader(content, c.cfg.UserAgent), askNode, laneBulk)
 	if err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
 	r := &reader{
 		client: c, host: h, ref: ref, question: question, key: secret(ref, question.header),
-		size: size, pos: off, end: end, validator: validator,
+		size: size, first: off, pos: off, end: end, validator: validator,
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	if err := r.open(); err != nil {
@@ -73,6 +73,7 @@ type reader struct {
 	question call // without Range
 	key      secretRef
 	size     int64
+	first    int64 // where it was opened
 	end      int64
 	ctx      context.Context
 	cancel   context.CancelFunc
@@ -151,7 +152,7 @@ func (r *reader) drop(why error) {
 	} else {
 		r.slow++
 	}
-	if errors.Is(why, ErrStalled) {
+	if errors.Is(why, ErrStalled) || isDead(why) {
 		// Connections that idle beside the one that hangs may hang as well.
 		r.client.wire.closeIdle()
 	}
@@ -237,7 +238,7 @@ func (r *reader) retry(f *failure) error {
 		return f.err
 	}
 	r.client.log.Debug("origin request failed, trying again", zap.Stringer("ref", r.ref), zap.Int64("at", r.pos), zap.Error(f.err))
-	if errors.Is(f.err, ErrStalled) {
+	if errors.Is(f.err, ErrStalled) || isDead(f.err) {
 		r.client.wire.closeIdle()
 	}
 	return sleep(r.ctx, f.after)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // tokenRealm is a token server and the check of its tokens.
@@ -105,12 +106,14 @@ type world struct {
 	realm *tokenRealm
 	reg   *record
 	blob  []byte
+	slow  time.Duration // that the registry takes to answer who may
 }
 
 func newWorld(t *testing.T, challenge string) *world {
 	w := &world{net: newMemNet(), realm: newTokenRealm(), reg: &record{}, blob: content(1000)}
 	w.net.serve(t, authHost+":80", w.realm)
 	w.net.serve(t, testRegistry+":80", w.realm.protect(w.reg, challenge, func(rw http.ResponseWriter, r *http.Request) {
+		pass(w.slow)
 		serveBytes(rw, r, w.blob)
 	}))
 	t.Cleanup(func() {

@@ -16,10 +16,15 @@ type call struct {
 	header http.Header // as sent to the home; see awayHeader for elsewhere
 	home   string      // origin that Authorization and Cookie are for
 	// solve sends a request that has no Authorization to the home, nil: as any.
-	solve func(*http.Request) (*http.Response, error)
+	solve func(*http.Request, route) (*http.Response, error)
 	lane  lane
 	// verified: the content is checked by digest, so it may come by plain http.
 	verified bool
+	// relay: a redirect that cannot be followed is the answer, for a client that may be
+	// able to.
+	relay bool
+	// resumed: it takes up what had begun to come.
+	resumed bool
 }
 
 // answer is the last answer of a call.
@@ -39,30 +44,46 @@ const maxRedirects = 10
 // ErrRedirect for what is not followed.
 func (w *wire) follow(ctx context.Context, c call) (answer, error) {
 	u, away, seen := c.url, false, map[string]bool{}
-	for range maxRedirects + 1 {
-		if seen[u.String()] {
-			return answer{}, fmt.Errorf("%w: %s leads back to itself", ErrRedirect, redactURL(u))
-		}
+	var first *http.Response // the redirect that came from c.url
+	for {
 		seen[u.String()] = true
 		away = away || originOf(u) != c.home
 		resp, err := w.hop(ctx, c, u, away)
 		if err != nil {
-			return answer{}, err
+			return redirected(c, first, ctx.Err(), err)
 		}
 		next, err := redirectTarget(resp, u)
 		if next == nil && err == nil {
 			return answer{Response: resp, from: u, away: away}, nil
 		}
-		discard(resp.Body)
-		if err != nil {
-			return answer{}, err
+		if first == nil {
+			first = resp
 		}
-		if u.Scheme == "https" && next.Scheme != "https" && !c.verified {
-			return answer{}, fmt.Errorf("%w: from https to plain http at %s, and no digest would show a change on the way", ErrRedirect, redactURL(next))
+		discard(resp.Body)
+		switch {
+		case err != nil:
+		case u.Scheme == "https" && next.Scheme != "https" && !c.verified:
+			err = fmt.Errorf("%w: from https to plain http at %s, and no digest would show a change on the way", ErrRedirect, redactURL(next))
+		case seen[next.String()]:
+			err = fmt.Errorf("%w: %s leads back to itself", ErrRedirect, redactURL(next))
+		case len(seen) > maxRedirects:
+			err = fmt.Errorf("%w: %s leads to more than %d others", ErrRedirect, redactURL(c.url), maxRedirects)
+		}
+		if err != nil {
+			return redirected(c, first, ctx.Err(), err)
 		}
 		u = next
 	}
-	return answer{}, fmt.Errorf("%w: %s leads to more than %d others", ErrRedirect, redactURL(c.url), maxRedirects)
+}
+
+// redirected is what a call that could not be followed to its end returns: the first
+// redirect, where the caller wants that rather than err.
+func redirected(c call, first *http.Response, gone, err error) (answer, error) {
+	if !c.relay || first == nil || gone != nil {
+		return answer{}, err
+	}
+	first.Body, first.ContentLength = http.NoBody, 0
+	return answer{Response: first, from: c.url}, nil
 }
 
 func (w *wire) hop(ctx context.Context, c call, u *url.URL, away bool) (*http.Response, error) {
@@ -71,12 +92,13 @@ func (w *wire) hop(ctx context.Context, c call, u *url.URL, away bool) (*http.Re
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	req = req.WithContext(ctx)
+	r := route{home: c.home, away: away, lane: c.lane, resumed: c.resumed}
 	if away {
 		req.Header = awayHeader(c.header)
 	} else if c.solve != nil && req.Header.Get("Authorization") == "" {
-		return c.solve(req)
+		return c.solve(req, r)
 	}
-	return w.send(req, c.lane)
+	return w.send(req, r)
 }
 
 // redirectTarget is where an answer from u redirects to; nil when it is no
@@ -103,14 +125,13 @@ func redirectTarget(resp *http.Response, u *url.URL) (*url.URL, error) {
 	return next, nil
 }
 
-// passHeader is the part of a client's header that an origin gets. For a
-// registry that is a list of what the pull API knows. A plain server gets all but
-// what belongs to the client's own connection.
-func passHeader(kind Kind, h http.Header, userAgent string) http.Header {
+// passHeader is the part of a client's header that an origin gets: all but what belongs
+// to the client's own connection. Registries may decide by any of it (dockerd's
+// HttpHeaders, containerd's host.header).
+func passHeader(h http.Header, userAgent string) http.Header {
 	out := http.Header{}
 	for k, vs := range h {
-		switch k = http.CanonicalHeaderKey(k); {
-		case kind == KindURL && !connectionHeader(k, h), passes(k), k == "Authorization", k == "Cookie":
+		if k = http.CanonicalHeaderKey(k); !connectionHeader(k, h) {
 			out[k] = append([]string(nil), vs...)
 		}
 	}
@@ -131,16 +152,31 @@ func awayHeader(h http.Header) http.Header {
 	return out
 }
 
-// passes tells whether a header may go to any host. Accept-Encoding does not:
-// an encoded answer has other bytes, lengths and ranges than the digest is of.
+// Decides reports whether an origin may decide by a header of a client who may read what.
+// All do but those that say what is wanted, by which program, and for which trace.
+func Decides(key string) bool { return !passes(key) }
+
+// passes tells whether a header may go to any host, because it is no credential.
 // Damselfly-Via is how pkg/proxy knows a request that has come back to it.
 func passes(key string) bool {
 	switch key {
 	case "Accept", "Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since",
-		"If-Range", "User-Agent", "Cache-Control", "Pragma", "Docker-Distribution-Api-Version", "Damselfly-Via":
+		"If-Range", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
+		"Docker-Distribution-Api-Version", "Damselfly-Via":
 		return true
 	}
-	return false
+	return Traces(key)
+}
+
+// Traces reports whether a header names a trace or a request: it differs with each, and
+// no origin decides by it.
+func Traces(key string) bool {
+	switch key {
+	case "Traceparent", "Tracestate", "Baggage", "B3", "X-Request-Id", "X-Amzn-Trace-Id",
+		"X-Cloud-Trace-Context", "Uber-Trace-Id", "Sentry-Trace":
+		return true
+	}
+	return strings.HasPrefix(key, "X-B3-")
 }
 
 // connectionHeader tells whether a header of h is about the client's connection
@@ -148,7 +184,7 @@ func passes(key string) bool {
 func connectionHeader(key string, h http.Header) bool {
 	switch key {
 	case "Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Host", "Content-Length", "Accept-Encoding", "Expect":
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Host", "Content-Length", "Expect":
 		return true
 	}
 	for _, f := range h.Values("Connection") {

@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"math/rand/v2"
+	"net"
+	"syscall"
 	"time"
 )
 
@@ -30,6 +32,9 @@ func permanent(err error) bool {
 // isSilent tells whether an error took so long that a client who waits should
 // hear of it rather than wait for another.
 func isSilent(err error) bool {
+	if isDead(err) {
+		return false
+	}
 	timeout := interface{ Timeout() bool }(nil)
 	return errors.Is(err, ErrStalled) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.As(err, &timeout) && timeout.Timeout()
@@ -39,4 +44,11 @@ func isSilent(err error) bool {
 // that it says no.
 func passing(code int) bool {
 	return code >= 500 && code != 501 && code != 505 && code != 511 || code == 408
+}
+
+// isDead tells whether a connection ended because the peer did not acknowledge
+// anything any more: not the origin but a connection to it is gone.
+func isDead(err error) bool {
+	op := (*net.OpError)(nil)
+	return errors.As(err, &op) && op.Op != "dial" && errors.Is(err, syscall.ETIMEDOUT)
 }

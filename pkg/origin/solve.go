@@ -41,7 +41,7 @@ type solver struct {
 // attempt is the state of one request in a solver.
 type attempt struct {
 	repo    string
-	lane    lane
+	route   route
 	tried   string // token that the registry has seen in this attempt
 	refused *refusal
 	// location holds the Location of the last answer, which the library's
@@ -75,7 +75,7 @@ func newSolver(c *Client, registry string, home *url.URL, keys *keyring, anybody
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		Credential: func(ctx context.Context, _ string) (auth.Credential, error) { return s.credential(ctx) },
-		Cache:      newTokenCache(3 * c.cfg.StallTimeout),
+		Cache:      newTokenCache(c.cfg.AnswerTimeout + c.cfg.DialTimeout),
 		ClientID:   "damselfly",
 		Header:     http.Header{},
 	}
@@ -92,8 +92,8 @@ func (s *solver) credential(ctx context.Context) (auth.Credential, error) {
 // do sends req, which has no Authorization, for a repository. It returns the
 // registry's own 401 where no credential of ours opens; the error wraps
 // ErrTokenRealm where the realm could not be asked.
-func (s *solver) do(req *http.Request, repo string, l lane) (*http.Response, error) {
-	a := &attempt{repo: repo, lane: l}
+func (s *solver) do(req *http.Request, repo string, r route) (*http.Response, error) {
+	a := &attempt{repo: repo, route: r}
 	resp, err := s.library.Do(req.WithContext(context.WithValue(req.Context(), attemptKey{}, a)))
 	if err == nil {
 		if resp.StatusCode == http.StatusUnauthorized && a.refused != nil {
@@ -144,7 +144,7 @@ func (s *solver) RoundTrip(req *http.Request) (*http.Response, error) {
 		return s.askRealm(req)
 	}
 	a := attemptOf(req.Context())
-	resp, err := s.wire.send(req, a.lane)
+	resp, err := s.wire.send(req, a.route)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +254,7 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 			Method: req.Method, URL: u, Host: u.Host, Header: header, Body: req.Body, ContentLength: req.ContentLength,
 			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		}
-		resp, err := s.wire.send(out.WithContext(req.Context()), laneAsk)
+		resp, err := s.wire.send(out.WithContext(req.Context()), route{home: originOf(s.home), away: left, lane: laneAsk})
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", redactURL(u), err)
 		}

@@ -125,13 +125,13 @@ func infoOf(ref Ref, resp *http.Response, size int64) Info {
 }
 
 // contentHeader is a copy of a client's header without what asks for a part of
-// the content or for none.
+// the content, for none, or for other bytes than the digest is of.
 func contentHeader(h http.Header) http.Header {
 	out := h.Clone()
 	if out == nil {
 		out = http.Header{}
 	}
-	for _, k := range []string{"Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since"} {
+	for _, k := range []string{"Range", "If-Range", "If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "Accept-Encoding"} {
 		out.Del(k)
 	}
 	return out

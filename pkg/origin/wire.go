@@ -3,18 +3,15 @@ package origin
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"strings"
 	"time"
 
-	"golang.org/x/net/http/httpproxy"
+	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/limit"
 )
@@ -24,157 +21,41 @@ type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 // wire sends single requests: it follows no redirect, tries nothing twice and
 // solves no challenge.
 type wire struct {
-	stall   time.Duration
+	answer  time.Duration // silence before an answer
+	stall   time.Duration // silence in the middle of one
 	plain   lanes
-	special map[string]lanes // by origin, for hosts with a CA of their own
+	special map[string]hostLanes // by the origin of an endpoint
 	metrics *metrics
 	limits  []*limit.Bucket // that the bytes of blobs wait for
+	// http2Only are origins that do not speak HTTP/1.1.
+	http2Only *expiring[string, struct{}]
 }
 
-// lanes are the two sets of connections to a host. Questions share HTTP/2
-// connections. Blobs travel by HTTP/1.1, which costs half the CPU a byte, and
-// where giving up a request that hangs gives up its connection too.
-type lanes struct {
-	ask, bulk *http.Transport
-}
+// maxPush bounds one request of a push, which may be a blob of many GB.
+const maxPush = 24 * time.Hour
 
-// lane is how a request travels.
-type lane int
-
-const (
-	// laneAsk: manifests, HEAD, tokens.
-	laneAsk lane = iota
-	// laneBulk: the bytes of blobs.
-	laneBulk
-	// lanePush: what a client sends; the origin may be silent for as long as the
-	// client sends and the origin thinks.
-	lanePush
-)
-
-const (
-	// maxHeader bounds the header of an answer, in bytes.
-	maxHeader = 256 << 10
-	// maxPush bounds one request of a push, which may be a blob of many GB.
-	maxPush = 24 * time.Hour
-)
-
-func newWire(cfg Config, dial dialFunc, proxy proxyFunc, m *metrics) (*wire, error) {
-	w := &wire{stall: cfg.StallTimeout, plain: newLanes(cfg, dial, proxy, nil), special: map[string]lanes{}, metrics: m}
-	for _, h := range cfg.Hosts {
-		if h.CAFile == "" {
-			continue
-		}
-		_, u, err := h.parse()
-		if err != nil {
-			return nil, err
-		}
-		roots, err := loadRoots(h.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("CA of %s: %w", h.Name, err)
-		}
-		w.special[originOf(u)] = newLanes(cfg, dial, proxy, roots)
-	}
-	return w, nil
-}
-
-func newLanes(cfg Config, dial dialFunc, proxy proxyFunc, roots *x509.CertPool) lanes {
-	ask := &http.Transport{
-		Proxy:                  proxy,
-		DialContext:            dial,
-		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    cfg.DialTimeout,
-		DisableCompression:     true,
-		ForceAttemptHTTP2:      true,
-		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
-		MaxIdleConnsPerHost:    8,
-		MaxIdleConns:           256,
-		IdleConnTimeout:        90 * time.Second,
-		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: maxHeader,
-	}
-	bulk := ask.Clone()
-	// Clone has set up HTTP/2 and left its name among what TLS offers: a server would
-	// choose it, and this transport not understand the answer.
-	bulk.TLSClientConfig.NextProtos = []string{"http/1.1"}
-	bulk.ForceAttemptHTTP2 = false
-	bulk.HTTP2 = nil
-	bulk.Protocols = new(http.Protocols)
-	bulk.Protocols.SetHTTP1(true)
-	bulk.ReadBufferSize = 32 << 10
-	return lanes{ask: ask, bulk: bulk}
-}
-
-func loadRoots(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
+func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.Logger) (*wire, error) {
+	special, err := newHostLanes(cfg, dial, choose, log)
 	if err != nil {
 		return nil, err
 	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no PEM certificate; want the CA that signed the host's certificate", file)
-	}
-	return roots, nil
-}
-
-type proxyFunc func(*http.Request) (*url.URL, error)
-
-// newProxy returns the choice of a proxy that c makes, and trusts the proxies'
-// addresses.
-func newProxy(c Config, g *guard) (proxyFunc, error) {
-	if c.Proxy == "none" {
-		return nil, nil
-	}
-	env := httpproxy.FromEnvironment()
-	if c.Proxy != "" {
-		env.HTTPProxy, env.HTTPSProxy = c.Proxy, c.Proxy
-	}
-	for _, s := range []string{env.HTTPProxy, env.HTTPSProxy} {
-		if s == "" {
-			continue
-		}
-		if !strings.Contains(s, "://") {
-			s = "http://" + s
-		}
-		u, err := url.Parse(s)
-		if err != nil {
-			return nil, errors.New("proxy of the environment (HTTPS_PROXY, HTTP_PROXY): not a URL")
-		}
-		g.trust(u)
-	}
-	choose := env.ProxyFunc()
-	return func(req *http.Request) (*url.URL, error) {
-		u, err := choose(req.URL)
-		if u == nil || err != nil {
-			return nil, err
-		}
-		return u, g.checkLiteral(dialAddr(req.URL))
+	return &wire{
+		answer: cfg.AnswerTimeout, stall: cfg.StallTimeout, metrics: m, special: special,
+		plain:     newLanes(cfg, dial, choose, &tls.Config{}),
+		http2Only: newExpiring[string, struct{}](maxTold),
 	}, nil
-}
-
-func (w *wire) lanes(u *url.URL) lanes {
-	if l, ok := w.special[originOf(u)]; ok {
-		return l
-	}
-	return w.plain
 }
 
 // send sends req as it stands and returns the answer's headers, whatever its
 // status. It, or a read of the answer's body, which the caller closes, fails with
-// ErrStalled when the origin is silent for w.stall. Errors hold no URL.
-func (w *wire) send(req *http.Request, l lane) (*http.Response, error) {
-	rt, stall := w.lanes(req.URL).ask, w.stall
-	switch l {
-	case laneBulk:
-		rt = w.lanes(req.URL).bulk
-	case lanePush:
-		stall = maxPush
-	}
+// ErrStalled when the origin is silent for longer than w.patience. Where req does
+// not say which encodings it takes, it takes none: some origins encode what is
+// not asked for as it is. Errors hold no URL.
+func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
+	answer, stall := w.patience(r)
 	ctx, cancel := context.WithCancelCause(req.Context())
-	timer := time.AfterFunc(stall, func() { cancel(ErrStalled) })
-	resp, err := rt.RoundTrip(req.WithContext(ctx))
+	timer := time.AfterFunc(answer, func() { cancel(ErrStalled) })
+	resp, err := w.roundTrip(identity(req.WithContext(ctx)), r)
 	timer.Stop()
 	if err != nil {
 		w.metrics.requests.WithLabelValues("error").Inc()
@@ -188,11 +69,52 @@ func (w *wire) send(req *http.Request, l lane) (*http.Response, error) {
 	}
 	w.metrics.count(resp.StatusCode)
 	body := &watchedBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer, stall: stall, metrics: w.metrics}
-	if l == laneBulk {
+	if r.lane == laneBulk {
 		body.limits, body.class = w.limits, limit.ClassOf(ctx)
 	}
 	resp.Body = body
 	return resp, nil
+}
+
+// patience is how long the origin may be silent before its answer, and within.
+func (w *wire) patience(r route) (answer, stall time.Duration) {
+	switch {
+	case r.lane == lanePush:
+		return maxPush, maxPush
+	case r.lane == lanePass:
+		return w.answer, w.answer
+	case r.resumed:
+		return w.stall, w.stall
+	}
+	return w.answer, w.stall
+}
+
+// identity is req, or a copy that asks for the content as it is.
+func identity(req *http.Request) *http.Request {
+	if _, decided := req.Header["Accept-Encoding"]; decided {
+		return req
+	}
+	out := *req
+	if out.Header = req.Header.Clone(); out.Header == nil {
+		out.Header = http.Header{}
+	}
+	out.Header.Set("Accept-Encoding", "identity")
+	return &out
+}
+
+// encoded tells whether the body of an answer is other bytes than the content.
+// "aws-chunked" is left over in object stores from the upload.
+func encoded(h http.Header) bool {
+	for _, field := range h.Values("Content-Encoding") {
+		for coding := range strings.SplitSeq(field, ",") {
+			switch strings.ToLower(strings.TrimSpace(coding)) {
+			case "", "identity", "aws-chunked":
+			default:
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // cause is err, or why ctx ended when that is what made err.
@@ -201,16 +123,6 @@ func cause(ctx context.Context, err error) error {
 		return why
 	}
 	return err
-}
-
-// closeIdle drops connections that nothing uses: the next request dials.
-func (w *wire) closeIdle() {
-	for _, l := range w.special {
-		l.ask.CloseIdleConnections()
-		l.bulk.CloseIdleConnections()
-	}
-	w.plain.ask.CloseIdleConnections()
-	w.plain.bulk.CloseIdleConnections()
 }
 
 // watchedBody counts bytes, keeps them within limits, and ends a body that stalls.

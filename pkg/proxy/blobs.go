@@ -6,35 +6,40 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 )
 
 // serveBlob answers GET and HEAD of a blob.
-func (p *Proxy) serveBlob(w *response, r *http.Request, q question) error {
-	head := r.Method == http.MethodHead
-	i, refused, err := p.authorize(r.Context(), q, head)
-	switch {
-	case err != nil:
-		return err
-	case refused != nil:
-		w.result = resultOf(refused.status)
-		refused.relay(w, opBlob)
-		return nil
+func (p *Proxy) serveBlob(w *response, r *http.Request, t target, q question) error {
+	if r.Method == http.MethodHead {
+		return p.orStale(p.passHead(w, r, t, q), w, r, t, q)
 	}
+	i, why := p.permit(r.Context(), q)
+	if why == "" {
+		err := p.sendRegistryBlob(w, r, q, i.size)
+		if size, ok := sizeTold(err); ok && p.mayPass(w, r, err) {
+			p.learn(q.place(), info{size: size, told: true})
+			err = p.sendRegistryBlob(w, r, q, size)
+		}
+		if err == nil || !p.mayPass(w, r, err) {
+			return err
+		}
+		why = reasonOf(err)
+	}
+	return p.orStale(p.pass(w, r, t, q, why), w, r, t, q)
+}
+
+// sendRegistryBlob is sendBlob for a blob of a registry. It leaves the request as it was.
+func (p *Proxy) sendRegistryBlob(w *response, r *http.Request, q question, size int64) error {
 	h := w.Header()
 	h.Set(apiVersionHeader, apiVersion)
 	h.Set("Content-Type", typeOctets)
 	nameContent(h, q.digest)
-	if head {
-		h.Set("Accept-Ranges", "bytes")
-		if i.size > 0 || q.digest.Matches(nil) {
-			h.Set("Content-Length", strconv.FormatInt(i.size, 10))
-		}
-		w.WriteHeader(http.StatusOK)
-		return nil
+	err := p.sendBlob(w, r.Clone(r.Context()), q, size, nil)
+	if err != nil && w.status == 0 {
+		unname(h)
 	}
-	return p.sendBlob(w, r, q, i.size, nil)
+	return err
 }
 
 // sendBlob sends a blob, or the ranges of it that the request asks for. The
@@ -44,6 +49,7 @@ func (p *Proxy) sendBlob(w *response, r *http.Request, q question, size int64, p
 	etag := w.Header().Get("Etag")
 	if q.digest.Matches(nil) {
 		w.result = resultHit
+		r.Header.Del("Range") // nothing has no part (RFC 9110 section 14.2)
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(nil))
 		return nil
 	}
@@ -61,6 +67,9 @@ func (p *Proxy) sendBlob(w *response, r *http.Request, q question, size int64, p
 	}()
 	size, err := c.start(r, etag)
 	if errors.Is(err, errUnsatisfiable) {
+		if prove == nil {
+			return err // the size is a hint: the origin shall tell
+		}
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		return &apiError{status: http.StatusRequestedRangeNotSatisfiable, code: codeRangeInvalid,
 			message: fmt.Sprintf("the range lies outside the blob, which has %d bytes", size)}
@@ -80,22 +89,12 @@ func (p *Proxy) sendBlob(w *response, r *http.Request, q question, size int64, p
 		return w.finish(nil)
 	}
 	w.result = resultMiss
-	if err := p.firstByte(ctx, c); err != nil {
+	// Headers go out with the first byte: until then the client can be given a status, and
+	// try its next host.
+	if err := c.ready(ctx); err != nil {
 		return err
 	}
 	w.flushHeader = true
 	http.ServeContent(w, r, "", time.Time{}, c)
 	return w.finish(c.failure())
-}
-
-// firstByte waits for the first byte that is wanted, but not longer than headers
-// may wait.
-func (p *Proxy) firstByte(ctx context.Context, c *content) error {
-	wait, cancel := context.WithTimeout(ctx, p.cfg.HeaderWait)
-	defer cancel()
-	err := c.ready(wait)
-	if err != nil && wait.Err() != nil && ctx.Err() == nil {
-		return nil
-	}
-	return err
 }

@@ -51,7 +51,6 @@ func TestRanges(t *testing.T) {
 		{"suffix longer than the blob", []string{"Range: bytes=-5000"}, 206, data, "bytes 0-999/1000"},
 		{"end past the end", []string{"Range: bytes=990-5000"}, 206, data[990:], "bytes 990-999/1000"},
 		{"start past the end", []string{"Range: bytes=1000-"}, 416, nil, "bytes */1000"},
-		{"empty suffix", []string{"Range: bytes=-0"}, 416, nil, "bytes */1000"},
 		{"two of which one is outside", []string{"Range: bytes=2000-3000,5-6"}, 206, data[5:7], "bytes 5-6/1000"},
 		{"broken", []string{"Range: bytes=9-1"}, 200, data, ""},
 		{"other unit", []string{"Range: pieces=0-1"}, 200, data, ""},
@@ -75,9 +74,6 @@ func TestRanges(t *testing.T) {
 				}
 				if g.header.Get("Content-Encoding") != "" || g.status < 300 && g.header.Get("Content-Type") != "application/octet-stream" {
 					t.Errorf("%v", g.header)
-				}
-				if g.status == 416 && g.code() != "RANGE_INVALID" {
-					t.Errorf("%s", g.body)
 				}
 				if g.status < 300 && (g.header.Get("Etag") != etag || g.header.Get("Accept-Ranges") != "bytes") {
 					t.Errorf("%v", g.header)
@@ -130,16 +126,13 @@ func TestRangeOfUnknownSize(t *testing.T) {
 	if g := w.get(path, "Range: bytes=-10"); g.status != 206 || g.body != string(data[990:]) {
 		t.Errorf("%d, %d bytes", g.status, len(g.body))
 	}
-	if g := w.get(path, "Range: bytes=1000-"); g.status != 416 || g.header.Get("Content-Range") != "bytes */1000" {
-		t.Errorf("%d %v", g.status, g.header)
-	}
 }
 
 func TestEmptyBlob(t *testing.T) {
 	w := newWorld(t, nil)
 	w.origin.keep("app/img", nil)
 	path := "/v2/app/img/blobs/" + blob.FromBytes(nil).String()
-	for _, headers := range [][]string{nil, {"Range: bytes=0-"}, {"Range: bytes=5-"}} {
+	for _, headers := range [][]string{nil, {"Range: bytes=0-"}, {"Range: bytes=5-"}, {"Range: bytes=-5"}} {
 		if g := w.get(path, headers...); g.status != 200 || g.body != "" || g.header.Get("Content-Length") != "0" {
 			t.Errorf("%v: %d %v", headers, g.status, g.header)
 		}
@@ -157,7 +150,7 @@ func TestHeadOfBlobIsTheOriginsAnswer(t *testing.T) {
 	w, _, path := blobWorld(t, data, 0, nil)
 	for range 2 {
 		g := w.head(path)
-		if g.status != 200 || g.header.Get("Content-Length") != "1000" || g.header.Get("Docker-Content-Digest") == "" || g.header.Get("Accept-Ranges") != "bytes" {
+		if g.status != 200 || g.header.Get("Content-Length") != "1000" || g.header.Get("Docker-Content-Digest") == "" {
 			t.Errorf("%d %v", g.status, g.header)
 		}
 	}
@@ -188,7 +181,7 @@ func start(t *testing.T, ctx context.Context, url string, headers ...string) *ht
 
 func TestClientGetsBytesAsTheyCome(t *testing.T) {
 	data := noise(1_000_000)
-	w, b, path := blobWorld(t, data, 0, func(c *proxy.Config) { c.HeaderWait = time.Hour })
+	w, b, path := blobWorld(t, data, 0, nil)
 	go b.Arrive(300_000)
 	resp := start(t, t.Context(), w.main.URL+path)
 	if resp.StatusCode != 200 || resp.ContentLength != 1_000_000 {
@@ -205,42 +198,35 @@ func TestClientGetsBytesAsTheyCome(t *testing.T) {
 	}
 }
 
-func TestHeadersDoNotWaitForEver(t *testing.T) {
-	data := noise(1000)
-	w, b, path := blobWorld(t, data, 0, func(c *proxy.Config) { c.HeaderWait = time.Millisecond })
-	resp := start(t, t.Context(), w.main.URL+path, "Range: bytes=10-")
-	if resp.StatusCode != 206 || resp.Header.Get("Content-Range") != "bytes 10-999/1000" {
-		t.Fatalf("%d %v", resp.StatusCode, resp.Header)
-	}
-	b.Arrive(1000)
-	if body, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(body, data[10:]) {
-		t.Fatalf("%d bytes, %v", len(body), err)
-	}
-}
-
-func TestErrorBeforeTheFirstByteIsAStatus(t *testing.T) {
-	for _, c := range []struct {
-		err    error
-		status int
-		code   string
-	}{
-		{&origin.StatusError{Code: 404}, 404, "BLOB_UNKNOWN"},
-		{&origin.StatusError{Code: 401, Header: http.Header{"Www-Authenticate": {challenge}}}, 401, "UNAUTHORIZED"},
-		{&origin.StatusError{Code: 429, RetryAfter: 1500 * time.Millisecond}, 429, "TOOMANYREQUESTS"},
-		{&origin.StatusError{Code: 503, Body: []byte(`{"errors":[{"code":"X","message":"own"}]}`)}, 503, "X"},
-		{fmt.Errorf("reading: %w", origin.ErrForbiddenAddress), 403, "DENIED"},
-		{fmt.Errorf("reading: %w", context.DeadlineExceeded), 504, "UNAVAILABLE"},
-		{fmt.Errorf("piece 3: %w", blob.ErrMismatch), 502, "DIGEST_INVALID"},
-		{errors.New("disk on fire"), 502, "UNAVAILABLE"},
+// Until the first byte is out, what fails here is the origin's to answer: the client gets
+// what it would have got without us, and the reason is counted.
+func TestErrorBeforeTheFirstByteIsPassedToTheOrigin(t *testing.T) {
+	for why, errs := range map[string][]error{
+		"refused":  {&origin.StatusError{Code: 404}, &origin.StatusError{Code: 429}, &origin.StatusError{Code: 503}},
+		"size":     {&origin.SizeError{Size: -1, Expected: 1000}},
+		"digest":   {blob.ErrMismatch},
+		"protocol": {origin.ErrNoRange, origin.ErrProtocol},
+		"failed":   {context.DeadlineExceeded, errors.New("disk on fire")},
 	} {
-		w, b, path := blobWorld(t, noise(1000), 0, nil)
-		go b.Fail(fmt.Errorf("task: %w", c.err))
-		g := w.get(path)
-		if g.status != c.status || g.code() != c.code || g.header.Get("Docker-Content-Digest") != "" || g.header.Get("Etag") != "" {
-			t.Errorf("%v: %d %s %v", c.err, g.status, g.code(), g.header)
-		}
-		if c.status == 401 && g.header.Get("Www-Authenticate") != challenge || c.status == 429 && g.header.Get("Retry-After") != "2" {
-			t.Errorf("%v: %v", c.err, g.header)
+		for _, cause := range errs {
+			data := noise(1000)
+			w, b, path := blobWorld(t, data, 0, nil)
+			go b.Fail(fmt.Errorf("task: %w", cause))
+			if g := w.get(path, "Range: bytes=10-19"); g.status != 206 || g.body != string(data[10:20]) || g.err != nil {
+				t.Errorf("%v: %d, %d bytes, %v", cause, g.status, len(g.body), g.err)
+			}
+			if n := w.metric("damselfly_passthrough_total/" + why); n != 1 {
+				t.Errorf("%v: counted %v as %s", cause, n, why)
+			}
+			w.origin.hook = func(rw http.ResponseWriter, _ *http.Request) bool {
+				rw.Header().Set("Www-Authenticate", challenge)
+				rw.WriteHeader(http.StatusUnauthorized)
+				_, _ = io.WriteString(rw, refusalBody)
+				return true
+			}
+			if g := w.get(path); g.status != 401 || g.body != refusalBody || g.header.Get("Www-Authenticate") != challenge {
+				t.Errorf("%v: refused: %d %q %v", cause, g.status, g.body, g.header)
+			}
 		}
 	}
 }
@@ -337,7 +323,7 @@ func TestClientThatReadsNothingIsDropped(t *testing.T) {
 
 func TestKeepAliveOutlivesTheWriteTimeout(t *testing.T) {
 	data := noise(1000)
-	w, b, path := blobWorld(t, data, 0, func(c *proxy.Config) { c.WriteTimeout, c.HeaderWait = 20*time.Millisecond, time.Minute })
+	w, b, path := blobWorld(t, data, 0, func(c *proxy.Config) { c.WriteTimeout = 20 * time.Millisecond })
 	conn, err := net.Dial("tcp", w.main.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)

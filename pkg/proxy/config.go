@@ -2,9 +2,9 @@ package proxy
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"time"
 
@@ -31,10 +31,11 @@ type Config struct {
 	// this node: loopback, link-local, metadata. Needed with CADir.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) `yaml:"-"`
 
-	// TLS, if set, is how intercepted hosts are verified when a path outside of the
-	// registry API is passed on to them, such as their token realm. Default: by the
-	// system's certificates.
-	TLS *tls.Config `yaml:"-"`
+	// Transport sends what is passed on outside of the registry API: plain HTTP requests
+	// to other hosts, and other paths of intercepted hosts, such as their token realm. It
+	// must refuse what Dial refuses. Default: connections of Dial, verified by the system's
+	// certificates.
+	Transport http.RoundTripper `yaml:"-"`
 
 	// Solver, if set, takes the place of the Upstream for requests that name their
 	// registry by path prefix and carry no Authorization. Their clients (podman,
@@ -51,20 +52,18 @@ type Config struct {
 	// digest; an expiring token ends it sooner. A revoked right works that long.
 	// Default 5 min.
 	GrantTTL time.Duration `yaml:"grantTTL" doc:"How long an origin's permission for a digest is believed, per credential."`
-	// DenyTTL is how long an origin's refusal (401, 403, 404) is repeated to the
-	// credential that got it without asking again. Default 5 s; below zero: never.
-	DenyTTL time.Duration `yaml:"denyTTL" doc:"How long an origin's refusal is repeated to the same credential."`
+	// StaleTTL is how long after a registry was last heard of its public content is
+	// served while it does not answer: by digest, and by tag as it was last seen. Private
+	// content is served as long as the permission holds. Default 24 h; below zero: never.
+	StaleTTL time.Duration `yaml:"staleTTL" doc:"How long public content is served while its registry does not answer: by digest, and by tag as last seen. Longer bridges longer outages; a moved tag is noticed when the registry is back."`
 	// GrantEntries bounds the permissions in memory, about 300 bytes each; the least
 	// used are dropped and cost a HEAD when they are needed again. Default 32768.
 	GrantEntries int `yaml:"grantEntries" doc:"Most permissions kept in memory."`
 
-	// HeaderWait is how long a blob's headers wait for its first byte. Until then an
-	// error is a proper status and the client can go elsewhere; afterwards it is a
-	// short body. Default 3 s.
-	HeaderWait time.Duration `yaml:"headerWait" doc:"Longest wait for a blob's first byte before its headers are sent."`
-	// OriginTimeout bounds one question to an origin (HEAD, tag, manifest) and the
-	// wait for a whole manifest. Default 20 s: containerd gives up after 30 s.
-	OriginTimeout time.Duration `yaml:"originTimeout" doc:"Longest wait for an origin's answer about a tag, a manifest or a permission."`
+	// OriginTimeout bounds one question to an origin and the wait for a whole manifest.
+	// Registries that fetch on demand take minutes. Clients that ask the same join the
+	// question, and it goes on when they give up. Default 5 min.
+	OriginTimeout time.Duration `yaml:"originTimeout" doc:"Longest wait for an origin's answer about a manifest or a permission. The question outlives clients that give up, so that those who come back find it further on."`
 	// WriteTimeout is how long a client may take nothing of a response until its
 	// connection is closed. Default 60 s.
 	WriteTimeout time.Duration `yaml:"writeTimeout" doc:"How long a client may read nothing before it is dropped."`
@@ -78,10 +77,9 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.DefaultRegistry, "docker.io")
 	setDefault(&c.TagTTL, 10*time.Second)
 	setDefault(&c.GrantTTL, 5*time.Minute)
-	setDefault(&c.DenyTTL, 5*time.Second)
+	setDefault(&c.StaleTTL, 24*time.Hour)
 	setDefault(&c.GrantEntries, 32768)
-	setDefault(&c.HeaderWait, 3*time.Second)
-	setDefault(&c.OriginTimeout, 20*time.Second)
+	setDefault(&c.OriginTimeout, 5*time.Minute)
 	setDefault(&c.WriteTimeout, time.Minute)
 	return c
 }
@@ -94,7 +92,7 @@ func setDefault[T comparable](v *T, def T) {
 }
 
 // Validate says what is wrong with c and how to mend it. It reads no file and
-// does not look at Dial, TLS and Solver, which no user sets.
+// does not look at Dial, Transport and Solver, which no user sets.
 func (c Config) Validate() error {
 	if c.DefaultRegistry != "" {
 		if _, err := origin.ParseRegistry(c.DefaultRegistry); err != nil {
@@ -108,7 +106,7 @@ func (c Config) Validate() error {
 		name  string
 		value time.Duration
 	}{
-		{"grantTTL", c.GrantTTL}, {"headerWait", c.HeaderWait}, {"originTimeout", c.OriginTimeout}, {"writeTimeout", c.WriteTimeout},
+		{"grantTTL", c.GrantTTL}, {"originTimeout", c.OriginTimeout}, {"writeTimeout", c.WriteTimeout},
 	} {
 		if d.value < 0 {
 			return fmt.Errorf("proxy.%s: %s is below zero; leave it out for the default", d.name, d.value)

@@ -38,30 +38,41 @@ func newContent(ctx context.Context, tasks Tasks, req Request) *content {
 }
 
 // start opens the first span that the request wants and returns the blob's size.
-// It leaves the range in the request that http.ServeContent is to serve.
+// It leaves the range in the request that http.ServeContent is to serve. The size that is
+// known before is a hint; what is opened knows better, where it is held whole.
 func (c *content) start(r *http.Request, etag string) (int64, error) {
-	if c.req.Size > 0 {
-		spans, err := wanted(r, c.req.Size, etag)
+	asked := rangeOf(r, etag)
+	for {
+		spans, err := parseRange(asked, c.req.Size)
+		if err != nil && c.req.Size > 0 {
+			return c.req.Size, err
+		}
+		if c.spans = spans; c.req.Size <= 0 {
+			c.spans = nil
+		}
+		if err := c.switchTo(c.first()); err != nil {
+			return c.req.Size, err
+		}
+		size, err := c.sizeOfOpen()
 		if err != nil {
 			return c.req.Size, err
 		}
-		c.spans = spans
-		c.pos = c.first().off
-		return c.req.Size, c.switchTo(c.first())
+		if size == c.req.Size || size == 0 {
+			break
+		}
+		whole := c.req.Size <= 0
+		if c.req.Size = size; whole { // all of it is open, whatever is wanted
+			if c.spans, err = parseRange(asked, size); err != nil {
+				return size, err
+			}
+			break
+		}
 	}
-	if err := c.switchTo(span{0, -1}); err != nil {
-		return 0, err
-	}
-	size, err := c.sizeOfOpen()
-	if err != nil {
-		return 0, err
-	}
-	c.req.Size = size
-	if c.spans, err = wanted(r, size, etag); err != nil {
-		return size, err
+	if s := formatRange(c.spans); s != "" {
+		r.Header.Set("Range", s)
 	}
 	c.pos = c.first().off
-	return size, nil
+	return c.req.Size, nil
 }
 
 func (c *content) sizeOfOpen() (int64, error) {

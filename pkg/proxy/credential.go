@@ -10,6 +10,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
 
 // viaHeader tells a request that one of us sent from one of a client, by the
@@ -39,17 +41,38 @@ func (p *Proxy) via(h http.Header) string {
 	return strings.Join(append(append([]string(nil), h[viaHeader]...), p.name), ", ")
 }
 
-// originHeader is what of a client's headers an origin may see when we ask on
-// its behalf.
+// originHeader is what of a client's headers an origin sees when we ask on its behalf: all
+// that it may decide by. What asks for a part of the content, for none or for another
+// encoding is left out.
 func (p *Proxy) originHeader(h http.Header) http.Header {
-	out := http.Header{}
-	for _, k := range []string{"Authorization", "Accept", "User-Agent"} {
-		if v := h[k]; len(v) > 0 {
-			out[k] = append([]string(nil), v...)
+	out := p.ownHeader(h)
+	for k := range out {
+		if k != viaHeader && ownHeader(k) || origin.Traces(k) {
+			delete(out, k)
 		}
 	}
+	return out
+}
+
+// ownHeader is what of a client's headers the origin sees of the client's own request: all
+// that is not about the connection to us.
+func (p *Proxy) ownHeader(h http.Header) http.Header {
+	out := http.Header{}
+	copyEndToEnd(out, h)
+	out.Del("Host")
 	out.Set(viaHeader, p.via(h))
 	return out
+}
+
+// whoSends is the credential of a client whose header, which originHeader made, this is.
+func (p *Proxy) whoSends(header http.Header) credential {
+	var keys []string
+	for k := range header {
+		if origin.Decides(k) {
+			keys = append(keys, k)
+		}
+	}
+	return p.credentialOf(header, keys...)
 }
 
 // credential stands for a client's right without holding it: an HMAC of its

@@ -70,3 +70,13 @@ func (c *lru[K, V]) drop(chosen func(K) bool) {
 		}
 	}
 }
+
+// remove removes an entry, if it is there.
+func (c *lru[K, V]) remove(k K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries[k]; ok {
+		c.order.Remove(e)
+		delete(c.entries, k)
+	}
+}

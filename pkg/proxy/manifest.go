@@ -42,20 +42,20 @@ type child struct {
 // parseManifest reads what a manifest names. It is tolerant: what it does not
 // understand names nothing, and then each blob is asked for on its own. typ is
 // the media type that the origin gave, "" if none; the type returned is that, or
-// the manifest's own, or the one that its shape tells.
+// the manifest's own, or the one that its shape tells. own is what it says itself.
 //
 // A child is vouched for only where nobody can put a digest of others into a
 // manifest: not for a subject (it may be absent), not for a layer that is kept
 // elsewhere (urls, nondistributable), not where type and shape disagree
 // (CVE-2021-41190), not for types whose children registries do not check.
-func parseManifest(body []byte, typ string) (string, []child) {
+func parseManifest(body []byte, typ string) (_, own string, _ []child) {
 	// A map, because encoding/json fills struct fields whatever the case of the
 	// key, and so would see lists that the registry did not check.
 	var doc map[string]json.RawMessage
 	if len(body) > maxManifest || json.Unmarshal(body, &doc) != nil {
-		return typ, nil
+		return typ, "", nil
 	}
-	own := mediaType(text(doc["mediaType"]))
+	own = mediaType(text(doc["mediaType"]))
 	shape := shapeOf(doc)
 	agreed := shape != "" && (typ != "" || own != "")
 	for _, t := range []string{typ, own} {
@@ -80,7 +80,7 @@ func parseManifest(body []byte, typ string) (string, []child) {
 			}
 		}
 	}
-	return typ, kids
+	return typ, own, kids
 }
 
 // shapeOf tells an index from an image manifest by its lists; "" when it is

@@ -3,82 +3,63 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
 
-// serveManifest answers GET and HEAD of a manifest. A tag is the origin's to
-// tell; the bytes come through Tasks, so that a cluster GETs each manifest once.
+// serveManifest answers GET and HEAD of a manifest. What the client may have by digest
+// comes through Tasks, so that a cluster GETs it once; all else is the origin's to tell.
 func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question) error {
-	if t.digest != "" {
-		return p.serveManifestByDigest(w, r, t, q)
+	if r.Method == http.MethodHead {
+		return p.orStale(p.passHead(w, r, t, q), w, r, t, q)
 	}
-	got, err := p.resolve(r.Context(), q)
-	switch {
-	case err != nil:
-		return err
-	case got.refused != nil && (r.Method == http.MethodHead || !noHead(got.refused.status)):
-		w.result = resultOf(got.refused.status)
-		got.refused.relay(w, opManifest)
-		return nil
-	case r.Method == http.MethodHead:
-		headManifest(w, r, got)
-		return nil
-	case got.digest == "":
-		return p.passManifest(w, r, q)
+	why := whyUnknown
+	at, i, ok := p.chosen(r.Context(), t, q)
+	if ok {
+		if i, why = p.permit(r.Context(), at); why == "" {
+			err := p.sendManifest(w, r, at, i)
+			if err == nil || !p.mayPass(w, r, err) {
+				return err
+			}
+			p.forgetTags(t.registry, t.repository) // it may have moved or gone since
+			why = reasonOf(err)
+			if doubt := (*typeDoubt)(nil); errors.As(err, &doubt) {
+				why = whyType
+			}
+		}
 	}
-	q = q.at(origin.KindManifest, got.digest)
-	err = p.sendManifest(w, r, q, got.info)
-	if err != nil {
-		p.forgetTags(t.registry, t.repository) // it may have moved or gone since
-	}
-	return err
+	return p.orStale(p.pass(w, r, t, q, why), w, r, t, q)
 }
 
-func (p *Proxy) serveManifestByDigest(w *response, r *http.Request, t target, q question) error {
-	head := r.Method == http.MethodHead
-	i, refused, err := p.authorize(r.Context(), q, head)
-	switch {
-	case err != nil:
-		return err
-	case refused != nil:
-		w.result = resultOf(refused.status)
-		refused.relay(w, opManifest)
-		return nil
-	case head:
-		headManifest(w, r, resolved{digest: t.digest, info: i, header: http.Header{}})
-		return nil
+// chosen is the manifest that a request means by its digest: it names one, or a tag that
+// is known to be one.
+func (p *Proxy) chosen(ctx context.Context, t target, q question) (question, info, bool) {
+	if q.digest != "" {
+		return q, info{}, true
 	}
-	return p.sendManifest(w, r, q, i)
+	got, ok := p.resolve(ctx, t, q)
+	if !ok {
+		return q, info{}, false
+	}
+	return q.at(origin.KindManifest, got.digest), got.info, true
 }
 
-// headManifest answers HEAD with what the origin answered.
-func headManifest(w *response, r *http.Request, got resolved) {
-	h := w.Header()
-	copyEndToEnd(h, got.header)
-	h.Del("Content-Encoding")
-	h.Set(apiVersionHeader, apiVersion)
-	if got.digest != "" {
-		nameContent(h, got.digest)
-	}
-	if got.info.mediaType != "" {
-		h.Set("Content-Type", got.info.mediaType)
-	}
-	if got.info.size > 0 {
-		h.Set("Content-Length", strconv.FormatInt(got.info.size, 10))
-	}
-	if v := r.Header.Get("If-None-Match"); v != "" && got.digest != "" && matches(v, h.Get("Etag")) {
-		h.Del("Content-Length")
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	w.WriteHeader(http.StatusOK)
+// mayPass tells whether, after err, the origin can still be asked in the client's name.
+func (p *Proxy) mayPass(w *response, r *http.Request, err error) bool {
+	return w.status == 0 && r.Context().Err() == nil && p.base.Err() == nil && !errors.Is(err, errClientGone)
+}
+
+// typeDoubt: a manifest does not bear the media type by which it was named.
+type typeDoubt struct{ named, own string }
+
+func (e *typeDoubt) Error() string {
+	return fmt.Sprintf("the manifest is named as %s and says itself that it is %s", e.named, e.own)
 }
 
 // nameContent sets the headers that say which content this is.
@@ -97,10 +78,17 @@ func (p *Proxy) sendManifest(w *response, r *http.Request, q question, i info) e
 		header.Set("Accept", i.mediaType+", */*")
 	}
 	body, held, err := p.readManifest(r.Context(), Request{Digest: q.digest, Size: i.size, Ref: q.ref, Header: header, Length: -1})
+	if size, ok := sizeTold(err); ok && size <= maxManifest {
+		p.learn(q.place(), info{size: size, mediaType: i.mediaType, told: true})
+		body, held, err = p.readManifest(r.Context(), Request{Digest: q.digest, Size: size, Ref: q.ref, Header: header, Length: -1})
+	}
 	if err != nil {
 		return err
 	}
-	typ := p.admit(q, body, i.mediaType)
+	typ, own := p.admit(q, body, i.mediaType)
+	if !i.told && own != "" && own != typ {
+		return &typeDoubt{named: typ, own: own}
+	}
 	w.result = resultOfHeld(held)
 	sendBody(w, r, q.digest, typ, body)
 	return nil
@@ -153,9 +141,10 @@ func errManifestSize() *apiError {
 }
 
 // admit remembers what a manifest names: sizes and media types, and that the
-// client may read what the manifest vouches for. It returns the media type.
-func (p *Proxy) admit(q question, body []byte, typ string) string {
-	typ, kids := parseManifest(body, typ)
+// client may read what the manifest vouches for. It returns the media type, and the one
+// that the manifest itself tells, "" if none.
+func (p *Proxy) admit(q question, body []byte, typ string) (_, own string) {
+	typ, own, kids := parseManifest(body, typ)
 	for _, c := range kids {
 		kid := q.at(c.kind, c.digest)
 		i := info{size: c.size, mediaType: c.mediaType}
@@ -166,9 +155,9 @@ func (p *Proxy) admit(q question, body []byte, typ string) string {
 		}
 	}
 	if typ == "" {
-		return typeOctets
+		typ = typeOctets
 	}
-	return typ
+	return typ, own
 }
 
 // sendBody sends a manifest whose bytes are proven.
@@ -179,79 +168,4 @@ func sendBody(w *response, r *http.Request, d blob.Digest, typ string, body []by
 	nameContent(h, d)
 	r.Header.Del("Range") // RFC 9110 section 14.2: may be ignored; nobody resumes a manifest
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
-}
-
-// passManifest GETs a manifest by tag from an origin that does not tell its
-// digest, and finds the digest out.
-func (p *Proxy) passManifest(w *response, r *http.Request, q question) error {
-	type passed struct {
-		digest  blob.Digest
-		typ     string
-		body    []byte
-		refused *answer
-	}
-	got, err := once(r.Context(), p, q.flight("pass"), func(ctx context.Context) (passed, error) {
-		resp, err := q.upstream.Get(ctx, q.ref, q.header)
-		if err != nil {
-			return passed{}, fmt.Errorf("reading %s at the origin: %w", q.ref, err)
-		}
-		if resp.StatusCode != http.StatusOK {
-			return passed{refused: answerOf(resp)}, nil
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
-		switch {
-		case err != nil:
-			return passed{}, fmt.Errorf("reading %s at the origin: %w", q.ref, err)
-		case len(body) > maxManifest:
-			return passed{}, errManifestSize()
-		}
-		d := blob.FromBytes(body)
-		if named, err := blob.ParseDigest(resp.Header.Get(digestHeader)); err == nil && named != d {
-			if !named.Matches(body) {
-				return passed{}, fmt.Errorf("reading %s at the origin: %w", q.ref, blob.ErrMismatch)
-			}
-			d = named
-		}
-		at := q.at(origin.KindManifest, d)
-		typ := mediaType(resp.Header.Get("Content-Type"))
-		p.allow(at, info{size: int64(len(body)), mediaType: typ, told: true})
-		return passed{digest: d, typ: p.admit(at, body, typ), body: body}, nil
-	})
-	switch {
-	case err != nil:
-		return err
-	case got.refused != nil:
-		w.result = resultOf(got.refused.status)
-		got.refused.relay(w, opManifest)
-		return nil
-	}
-	w.result = resultPassed
-	sendBody(w, r, got.digest, got.typ, got.body)
-	return nil
-}
-
-// pass answers with what the origin says, unread: tags and referrers change.
-func (p *Proxy) pass(w *response, r *http.Request, t target, q question) error {
-	q.ref.Query = t.query(r.URL)
-	resp, err := q.upstream.Get(r.Context(), q.ref, q.header)
-	if err != nil {
-		return fmt.Errorf("reading %s at the origin: %w", q.ref, err)
-	}
-	if resp.StatusCode >= 400 {
-		answerOf(resp).relay(w, t.op)
-		return nil
-	}
-	defer resp.Body.Close()
-	h := w.Header()
-	copyEndToEnd(h, resp.Header)
-	t.localizeHeader(h)
-	if resp.ContentLength >= 0 {
-		h.Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
-	}
-	w.WriteHeader(resp.StatusCode)
-	if _, err := w.ReadFrom(resp.Body); err != nil {
-		return fmt.Errorf("passing on %s: %w", q.ref, err)
-	}
-	return nil
 }

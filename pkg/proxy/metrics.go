@@ -7,6 +7,9 @@ type metrics struct {
 	pulls    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	authz    *prometheus.CounterVec
+
+	passthrough *prometheus.CounterVec
+	stale       prometheus.Counter
 }
 
 // newMetrics makes the metrics and registers them, if reg is not nil.
@@ -25,17 +28,28 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "damselfly_authz_checks_total",
 			Help: "Checks whether a client may read a digest, by result.",
 		}, []string{"result"}),
+		passthrough: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "damselfly_passthrough_total",
+			Help: "Clients' requests that went to the origin as they were, by reason; unknown is no doubt but a tag, or what is not held.",
+		}, []string{"reason"}),
+		stale: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "damselfly_stale_total",
+			Help: "Answers given from here because the registry did not answer.",
+		}),
+	}
+	for _, r := range reasons() {
+		m.passthrough.WithLabelValues(string(r))
 	}
 	for _, r := range []string{resultHit, resultMiss, resultPassed, resultDenied, resultNotFound, resultLimited, resultFailed, resultShort, resultAborted} {
 		m.pulls.WithLabelValues(r)
 	}
-	for _, r := range []string{authzPublic, authzGranted, authzDenied, authzAllowed, authzRefused, authzError} {
+	for _, r := range []string{authzPublic, authzGranted, authzAllowed, authzRefused, authzError} {
 		m.authz.WithLabelValues(r)
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.pulls, m.duration, m.authz} {
+	for _, c := range []prometheus.Collector{m.pulls, m.duration, m.authz, m.passthrough, m.stale} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

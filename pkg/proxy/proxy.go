@@ -37,6 +37,10 @@ type Tasks interface {
 	// end. An error that wraps *origin.StatusError is the origin's own answer and
 	// is relayed to the client.
 	Open(ctx context.Context, req Request) (Handle, error)
+	// Keep returns where to write a blob that goes past, from its first byte on. Close
+	// keeps it if it has the digest; a writer that has a Discard method forgets it by that.
+	// size is -1 where it is not known. Nil: it is here, or on its way, or there is no room.
+	Keep(d blob.Digest, size int64) io.WriteCloser
 }
 
 // Request says what to open, and how the origin can be asked for it.
@@ -72,10 +76,12 @@ type Handle interface {
 // Upstream speaks to origins on behalf of a client. It is safe for concurrent
 // use.
 type Upstream interface {
-	// Head and Get pass the client's header on and return whatever the origin
-	// answers; an error means that there is no answer.
+	// Head and Get ask in a client's name and return whatever the origin answers; an
+	// error means that there is no answer.
 	Head(ctx context.Context, ref origin.Ref, header http.Header) (*http.Response, error)
 	Get(ctx context.Context, ref origin.Ref, header http.Header) (*http.Response, error)
+	// Pass sends a client's own request, once and as it stands.
+	Pass(ctx context.Context, method string, ref origin.Ref, header http.Header) (*http.Response, error)
 	// Forward sends any request to a registry and copies its answer. After an
 	// error nothing has been written, or the answer is cut short.
 	Forward(w http.ResponseWriter, r *http.Request, registry string) error
@@ -94,11 +100,16 @@ type Proxy struct {
 	name     string   // of this proxy in viaHeader
 	key      [32]byte // of the credentials' HMAC
 
-	grants  *lru[grantKey, grant]
-	infos   *lru[place, info]
-	tags    *lru[tagKey, resolved]
-	flights singleflight.Group
-	buffers sync.Pool
+	grants   *lru[grantKey, time.Time] // until when
+	public   *lru[place, time.Time]    // what anybody could read, and until when that counts
+	infos    *lru[place, info]
+	tags     *lru[tagKey, resolved] // as a GET told
+	heads    *lru[tagKey, headed]
+	last     *lru[tagKey, resolved] // for when the registry is down
+	counting *lru[string, struct{}] // registries that count GETs
+	passed   *lru[string, struct{}] // what was told once
+	flights  singleflight.Group
+	buffers  sync.Pool
 
 	hosts hostSet
 	ca    *authority // nil: no forward proxy
@@ -111,6 +122,9 @@ type Proxy struct {
 	closed  bool
 	running sync.WaitGroup // of what outlives a request's handler, and of hijacked connections
 }
+
+// maxTags bounds the tags of which is remembered what they were.
+const maxTags = 4096
 
 // New checks cfg and makes a proxy. With Config.CADir it creates or reads the CA
 // there. It starts nothing; Close ends what requests leave behind. reg may be
@@ -126,9 +140,10 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 	}
 	p := &Proxy{
 		cfg: cfg, tasks: tasks, upstream: upstream, log: log, metrics: m, name: rand.Text(),
-		grants: newLRU[grantKey, grant](cfg.GrantEntries),
-		infos:  newLRU[place, info](cfg.GrantEntries),
-		tags:   newLRU[tagKey, resolved](4096),
+		grants: newLRU[grantKey, time.Time](cfg.GrantEntries), public: newLRU[place, time.Time](cfg.GrantEntries),
+		infos: newLRU[place, info](cfg.GrantEntries),
+		tags:  newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
+		counting: newLRU[string, struct{}](maxPassed), passed: newLRU[string, struct{}](maxPassed),
 	}
 	_, _ = rand.Read(p.key[:]) // never fails (crypto/rand)
 	if p.cfg.DefaultRegistry, err = origin.ParseRegistry(cfg.DefaultRegistry); err != nil {
@@ -202,7 +217,7 @@ func (p *Proxy) Close() error {
 	}
 	p.running.Wait()
 	if p.plain != nil {
-		p.plain.transport.CloseIdleConnections()
+		p.plain.idle()
 	}
 	return err
 }

@@ -126,26 +126,16 @@ func formatRange(spans []span) string {
 	return b.String()
 }
 
-// wanted is the spans of a blob that a request asks for, and puts the same in
-// canonical form into the request for http.ServeContent to read.
-func wanted(r *http.Request, size int64, etag string) ([]span, error) {
+// rangeOf takes the Range off a request and returns it, "" where an If-Range says that it
+// does not count.
+func rangeOf(r *http.Request, etag string) string {
 	header := r.Header.Get("Range")
 	if v := r.Header.Get("If-Range"); v != "" && v != etag {
 		header = ""
 	}
 	r.Header.Del("If-Range")
 	r.Header.Del("Range")
-	if header == "" {
-		return nil, nil
-	}
-	spans, err := parseRange(header, size)
-	if err != nil {
-		return nil, err
-	}
-	if s := formatRange(spans); s != "" {
-		r.Header.Set("Range", s)
-	}
-	return spans, nil
+	return header
 }
 
 // matches tells whether an If-None-Match header holds the entity tag (RFC 9110

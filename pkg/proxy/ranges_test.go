@@ -142,7 +142,7 @@ func FuzzParseManifest(f *testing.F) {
 	f.Add([]byte(`{"config":{"digest":3},"layers":[null,{}],"manifests":7}`), "")
 	f.Add([]byte(`[]`), "text/plain")
 	f.Fuzz(func(t *testing.T, body []byte, typ string) {
-		got, kids := parseManifest(body, mediaType(typ))
+		got, _, kids := parseManifest(body, mediaType(typ))
 		if mediaType(typ) != "" && got != mediaType(typ) {
 			t.Fatalf("the origin's type %q became %q", typ, got)
 		}
@@ -220,7 +220,7 @@ func TestLRUDropsTheLeastUsed(t *testing.T) {
 }
 
 func TestLocalize(t *testing.T) {
-	prefix := target{form: formPrefix, registry: "ghcr.io"}
+	prefix := target{form: formPrefix, registry: "ghcr.io", prefix: "ghcr.io"}
 	ns := target{form: formNS, registry: "ghcr.io:5000"}
 	for _, c := range []struct {
 		t        target

@@ -135,16 +135,17 @@ func (p *Proxy) serve(f face, w *response, r *http.Request, t *target) error {
 	case opManifest:
 		return p.serveManifest(w, r, *t, q)
 	case opBlob:
-		return p.serveBlob(w, r, q)
+		return p.serveBlob(w, r, *t, q)
 	}
-	return p.pass(w, r, *t, q)
+	q.ref.Query = t.query(r.URL)
+	return p.pass(w, r, *t, q, whyUnknown)
 }
 
 // question is what a client's request asks of the origin.
 func (p *Proxy) question(r *http.Request, t target) question {
+	header := p.originHeader(r.Header)
 	return question{
-		ref: t.ref(), digest: t.digest, who: p.credentialOf(r.Header, "Authorization"),
-		header: p.originHeader(r.Header), upstream: p.upstreamFor(r, t),
+		ref: t.ref(), digest: t.digest, who: p.whoSends(header), header: header, upstream: p.upstreamFor(r, t),
 	}
 }
 
@@ -192,11 +193,10 @@ func (p *Proxy) forward(w *response, r *http.Request, t target) error {
 		defer p.forgetWritten(t)
 	}
 	out := r.Clone(r.Context())
-	if t.form == formPrefix {
-		prefix := "/v2/" + strings.Split(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")[0]
+	if t.prefix != "" {
 		out.URL.Path = t.path
 		out.URL.RawPath = ""
-		if raw, ok := strings.CutPrefix(r.URL.RawPath, prefix); ok {
+		if raw, ok := strings.CutPrefix(r.URL.RawPath, "/v2/"+t.prefix); ok {
 			out.URL.RawPath = "/v2" + raw
 		}
 	}
@@ -212,6 +212,7 @@ func (p *Proxy) forgetWritten(t target) {
 	for _, noun := range []string{"/manifests/", "/blobs/"} {
 		if i := strings.LastIndex(rest, noun); i > 0 {
 			p.forgetTags(t.registry, rest[:i])
+			p.last.drop(func(k tagKey) bool { return k.registry == t.registry && k.repository == rest[:i] })
 			p.grants.drop(func(k grantKey) bool {
 				return k.registry == t.registry && k.repository == rest[:i] && k.kind != origin.KindURL
 			})

@@ -3,10 +3,8 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,54 +16,69 @@ import (
 // errClosed: the proxy is being shut down.
 var errClosed = errors.New("proxy is closed")
 
-// tagKey is a tag as one credential sees it. Origins choose by Accept.
+// tagKey is a tag as one credential sees it. Origins choose by Accept, and may by any
+// header.
 type tagKey struct {
 	registry, repository, tag string
 	who                       credential
-	accept                    string
+	header                    string
+}
+
+func keyOf(q question) tagKey {
+	return tagKey{q.ref.Registry, q.ref.Repository, q.ref.Reference, q.who, acceptOf(q.header)}
 }
 
 // resolved is what the origin said a tag is.
 type resolved struct {
-	digest  blob.Digest // "" when the origin named none
-	info    info
-	header  http.Header // of the origin's answer
-	refused *answer     // the origin does not know the tag, refuses, or has no HEAD
-	until   time.Time
+	digest blob.Digest
+	info   info
+	until  time.Time
 }
 
-// resolve asks the origin which manifest a tag is, by HEAD: Docker Hub counts
-// GETs. Equal questions of the same credential share an answer, for
-// Config.TagTTL if it is a good one.
-func (p *Proxy) resolve(ctx context.Context, q question) (resolved, error) {
-	key := tagKey{q.ref.Registry, q.ref.Repository, q.ref.Reference, q.who, strings.Join(q.header["Accept"], ",")}
-	if got, ok := p.tags.get(key); ok && time.Now().Before(got.until) {
-		return got, nil
+// resolve tells which manifest a tag is without a GET: from what a GET told less than
+// Config.TagTTL ago, or, where GETs are counted, by HEAD.
+func (p *Proxy) resolve(ctx context.Context, t target, q question) (resolved, bool) {
+	if got, ok := p.tags.get(keyOf(q)); ok && time.Now().Before(got.until) {
+		return got, true
 	}
-	return once(ctx, p, q.flight("resolve"), func(ctx context.Context) (resolved, error) {
-		resp, err := q.upstream.Head(ctx, q.ref, q.header)
-		if err != nil {
-			return resolved{}, fmt.Errorf("asking the origin for %s: %w", q.ref, err)
-		}
-		if resp.StatusCode != http.StatusOK {
-			return resolved{refused: answerOf(resp)}, nil
-		}
-		_ = resp.Body.Close()
-		got := resolved{info: infoOf(resp, origin.KindManifest), header: resp.Header, until: time.Now().Add(p.cfg.TagTTL)}
-		if d, err := blob.ParseDigest(resp.Header.Get(digestHeader)); err == nil {
-			got.digest = d
-			p.allow(q.at(origin.KindManifest, d), got.info)
-		}
-		if p.cfg.TagTTL > 0 {
-			p.tags.put(key, got, nil)
-		}
-		return got, nil
-	})
+	if !p.countsGets(t.registry) {
+		return resolved{}, false
+	}
+	wait, cancel := context.WithTimeout(ctx, hintPatience)
+	defer cancel()
+	got, err := p.head(wait, t, q, q.header)
+	if err != nil || got.status != http.StatusOK {
+		return resolved{}, false
+	}
+	d, err := blob.ParseDigest(got.header.Get(digestHeader))
+	if err != nil {
+		return resolved{}, false
+	}
+	return resolved{digest: d, info: p.known(q.at(origin.KindManifest, d).place())}, true
+}
+
+// noteTag keeps what a GET of a tag has brought.
+func (p *Proxy) noteTag(q question, d blob.Digest, i info) {
+	got := resolved{digest: d, info: i, until: time.Now().Add(p.cfg.TagTTL)}
+	if p.cfg.TagTTL > 0 {
+		p.tags.put(keyOf(q), got, nil)
+	}
+	p.noteLast(q, got)
+}
+
+// noteLast keeps which manifest a tag was last, for when its registry is down.
+func (p *Proxy) noteLast(q question, got resolved) {
+	if p.cfg.StaleTTL > 0 {
+		got.until = time.Now().Add(p.cfg.StaleTTL)
+		p.last.put(keyOf(q), got, nil)
+	}
 }
 
 // forgetTags drops what is believed of the tags of a repository.
 func (p *Proxy) forgetTags(registry, repository string) {
-	p.tags.drop(func(k tagKey) bool { return k.registry == registry && k.repository == repository })
+	chosen := func(k tagKey) bool { return k.registry == registry && k.repository == repository }
+	p.tags.drop(chosen)
+	p.heads.drop(chosen)
 }
 
 // once joins callers that want the same: one runs fn, all get its result. fn

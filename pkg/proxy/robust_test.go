@@ -221,7 +221,7 @@ func TestFacesSpeakToTheRealOriginClient(t *testing.T) {
 
 func TestConfigValidate(t *testing.T) {
 	for _, bad := range []proxy.Config{
-		{DefaultRegistry: "https://docker.io"}, {Intercept: []string{"*"}}, {GrantTTL: -1}, {HeaderWait: -1}, {OriginTimeout: -1},
+		{DefaultRegistry: "https://docker.io"}, {Intercept: []string{"*"}}, {GrantTTL: -1}, {OriginTimeout: -1},
 		{WriteTimeout: -1}, {GrantEntries: -1},
 	} {
 		if err := bad.Validate(); err == nil || !strings.HasPrefix(err.Error(), "proxy.") {

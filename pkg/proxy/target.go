@@ -31,6 +31,7 @@ const (
 	formFixed               // by the face: the host of a CONNECT, a mirror port
 	formNS                  // by the query's ns
 	formPrefix              // by the path's first component
+	formBoth                // by the query's ns, and by the path's first component too
 )
 
 // target is a parsed request: which registry, and what of it.
@@ -42,6 +43,7 @@ type target struct {
 	reference  string      // a tag, or digest's text
 	digest     blob.Digest // "" when reference is a tag
 	path       string      // the path at the origin, decoded
+	prefix     string      // what the path named the registry by, as spelled; "" where it did not
 	url        string      // of the local end point instead of all that, without query
 }
 
@@ -115,22 +117,45 @@ func (f face) chooseRegistry(t *target, u *url.URL) *apiError {
 		if len(ns) != 1 {
 			return errName("ns is given more than once")
 		}
-		return setRegistry(t, formNS, ns[0])
+		if err := setRegistry(t, formNS, ns[0]); err != nil {
+			return err
+		}
+		if first, after, ok := cutRegistry(t.path); ok {
+			t.nameBoth(first, after)
+		}
+		return nil
 	}
 	if f.registry != "" {
 		return nil
 	}
 	t.form, t.registry = formDefault, f.fallback
-	rest, ok := strings.CutPrefix(t.path, "/v2/")
+	first, after, ok := cutRegistry(t.path)
 	if !ok {
 		return nil
 	}
-	first, after, ok := strings.Cut(rest, "/")
-	if !ok || !strings.ContainsAny(first, ".:") && first != "localhost" {
-		return nil
-	}
-	t.path = "/v2/" + after
+	t.path, t.prefix = after, first
 	return setRegistry(t, formPrefix, first)
+}
+
+// cutRegistry takes the first component off a path where that may be a registry's name.
+func cutRegistry(path string) (first, after string, ok bool) {
+	rest, ok := strings.CutPrefix(path, "/v2/")
+	if !ok {
+		return "", "", false
+	}
+	first, after, ok = strings.Cut(rest, "/")
+	return first, "/v2/" + after, ok && (strings.ContainsAny(first, ".:") || first == "localhost")
+}
+
+// nameBoth reads a path that names a registry although ns does: a mirror whose URL has a
+// path (containerd's override_path, k3s's rewrites, buildkit's mirrors). Another name than
+// ns may be part of a repository, but not of one of Docker Hub's.
+func (t *target) nameBoth(first, after string) {
+	name, err := origin.ParseRegistry(first)
+	if err != nil || name != t.registry && t.registry != dockerHub {
+		return
+	}
+	t.form, t.registry, t.path, t.prefix = formBoth, name, after, first
 }
 
 func setRegistry(t *target, form form, name string) *apiError {
@@ -172,6 +197,11 @@ func parseOperation(t *target, method, rest string) *apiError {
 	repository, err := origin.ParseRepository(name)
 	if err != nil {
 		return errName(err.Error())
+	}
+	if t.registry == dockerHub && !strings.Contains(repository, "/") {
+		// Docker's short names: nothing else at Docker Hub has one component.
+		repository = "library/" + repository
+		t.path = "/v2/" + repository + strings.TrimPrefix(t.path, "/v2/"+name)
 	}
 	t.repository = repository
 	if op == opTags {
@@ -232,8 +262,8 @@ func (t target) localize(s string) string {
 		return s
 	}
 	switch t.form {
-	case formPrefix:
-		return "/v2/" + t.registry + strings.TrimPrefix(s, "/v2")
+	case formPrefix, formBoth: // a client that says ns says it again by itself
+		return "/v2/" + t.prefix + strings.TrimPrefix(s, "/v2")
 	case formNS:
 		pair := "ns=" + url.QueryEscape(t.registry)
 		if u.RawQuery != "" {
@@ -247,7 +277,7 @@ func (t target) localize(s string) string {
 
 // localizeHeader does so for the headers of an answer.
 func (t target) localizeHeader(h http.Header) {
-	if t.form != formPrefix && t.form != formNS {
+	if t.form != formPrefix && t.form != formNS && t.form != formBoth {
 		return
 	}
 	if l := h.Get("Location"); l != "" {

@@ -91,21 +91,26 @@ func closeWrite(c net.Conn) error {
 // other hosts, and other paths of intercepted hosts.
 type plainProxy struct {
 	*httputil.ReverseProxy
-	transport *http.Transport
+	idle func() // drops idle connections
 }
 
 func (p *Proxy) newPlain() *plainProxy {
-	t := &http.Transport{
-		DialContext:            p.cfg.Dial,
-		TLSClientConfig:        p.cfg.TLS,
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    4,
-		IdleConnTimeout:        30 * time.Second,
-		ResponseHeaderTimeout:  p.cfg.OriginTimeout,
-		MaxResponseHeaderBytes: 64 << 10,
+	out := &plainProxy{idle: func() {}}
+	transport := p.cfg.Transport
+	if transport == nil {
+		own := &http.Transport{
+			DialContext:            p.cfg.Dial,
+			DisableCompression:     true,
+			MaxIdleConnsPerHost:    4,
+			IdleConnTimeout:        30 * time.Second,
+			ResponseHeaderTimeout:  p.cfg.OriginTimeout,
+			MaxResponseHeaderBytes: 64 << 10,
+		}
+		transport, out.idle = own, own.CloseIdleConnections
 	}
-	return &plainProxy{transport: t, ReverseProxy: &httputil.ReverseProxy{
-		Transport: t,
+	out.ReverseProxy = &httputil.ReverseProxy{
+		Transport:     transport,
+		FlushInterval: -1,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.Header.Del("Upgrade") // a switched protocol would outlive the request unseen
 			pr.Out.Header.Del("Connection")
@@ -115,5 +120,6 @@ func (p *Proxy) newPlain() *plainProxy {
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			p.refuseTunnel(w, r.URL.Host, err)
 		},
-	}}
+	}
+	return out
 }

@@ -50,16 +50,11 @@ func (p *Proxy) serveURL(w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Type", typeOctets)
 	nameContent(h, q.digest)
-	g, result, ok := p.remembered(q)
+	result, ok := p.granted(q)
 	if !ok {
 		return p.sendBlob(w, r, q, size, func(ctx context.Context, c *content) error { return p.prove(ctx, q, c) })
 	}
 	p.metrics.authz.WithLabelValues(result).Inc()
-	if g.denied != nil {
-		w.result = resultOf(g.denied.status)
-		g.denied.relay(w, opBlob)
-		return nil
-	}
 	return p.sendBlob(w, r, q, size, nil)
 }
 
@@ -166,9 +161,6 @@ func (p *Proxy) prove(ctx context.Context, q question, c *content) error {
 	}
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		a := answerOf(resp)
-		if refusal(a.status) {
-			p.deny(q, a)
-		}
 		return &origin.StatusError{Code: a.status, Header: a.header, Body: a.body, Ref: q.ref}
 	}
 	defer resp.Body.Close()

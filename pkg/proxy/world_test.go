@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
@@ -156,7 +158,10 @@ func (g *registry) serve(w http.ResponseWriter, r *http.Request, c content) {
 	if !g.noDigest {
 		h.Set("Docker-Content-Digest", blob.FromBytes(c.body).String())
 	}
-	if r.Method == http.MethodGet {
+	if r.Method == http.MethodGet && c.typ == "application/octet-stream" {
+		h.Del("Content-Length")
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(c.body))
+	} else if r.Method == http.MethodGet {
 		_, _ = w.Write(c.body)
 	}
 }
@@ -230,6 +235,10 @@ func (u upstream) Head(ctx context.Context, ref origin.Ref, header http.Header) 
 
 func (u upstream) Get(ctx context.Context, ref origin.Ref, header http.Header) (*http.Response, error) {
 	return u.ask(ctx, http.MethodGet, ref, header)
+}
+
+func (u upstream) Pass(ctx context.Context, method string, ref origin.Ref, header http.Header) (*http.Response, error) {
+	return u.ask(ctx, method, ref, header)
 }
 
 func (u upstream) Forward(w http.ResponseWriter, r *http.Request, registry string) error {

@@ -16,12 +16,6 @@ import (
 	"github.com/damselfly-p2p/damselfly/pkg/store"
 )
 
-// reach is how many pieces beyond the part of a blob that is here a bounded
-// range may start and still wait for the swarm. One that starts further on is
-// read from the origin for its client alone: what lies between may be gigabytes
-// that nobody asked for.
-const reach = 64
-
 // Request says which blob a client wants, and where it comes from.
 type Request struct {
 	Digest blob.Digest
@@ -111,7 +105,7 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 	run := b.Layout().All()
 	if req.Length >= 0 && !(req.Offset == 0 && req.Length >= size) {
 		run = b.Layout().Covering(req.Offset, req.Length)
-		if run.First > b.Front()+reach && len(b.Missing(run)) > 0 {
+		if !m.leadsTo(ctx, b, run) {
 			b.Release()
 			return m.passThrough(m.originContent(ctx, req, size)), nil
 		}
@@ -142,6 +136,7 @@ func (m *Manager) join(b *store.Blob, req Request, run blob.Run) (*task, error) 
 	before, all := t.wanted.Count(), t.all
 	t.all = t.all || run == b.Layout().All()
 	t.wanted.SetRun(run)
+	m.farChanged()
 	if urgent := t.opened(run); urgent || t.clients == 1 || t.wanted.Count() != before || t.all != all {
 		m.want(t)
 	}

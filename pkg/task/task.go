@@ -102,8 +102,12 @@ type Manager struct {
 	ctx  context.Context // of every task; ended by Run
 	stop context.CancelCauseFunc
 
-	mu    sync.Mutex
-	tasks map[blob.Digest]*task
+	mu      sync.Mutex
+	tasks   map[blob.Digest]*task
+	keeping map[blob.Digest]bool // what a Keeper takes
+
+	far       map[blob.Digest][]blob.Run // ranges that wait for others: see leadsTo
+	farChange chan struct{}              // closed when these or what clients want have changed
 }
 
 // task is one blob being made whole. The manager's mutex guards its fields but
@@ -165,7 +169,8 @@ var (
 func New(cfg Config, st *store.Store, s Scheduler, p Peers, o Origins, log *zap.Logger, reg prometheus.Registerer) *Manager {
 	cfg.setDefaults()
 	m := &Manager{
-		cfg: cfg, store: st, scheduler: s, peers: p, origins: o, log: log, tasks: map[blob.Digest]*task{},
+		cfg: cfg, store: st, scheduler: s, peers: p, origins: o, log: log, tasks: map[blob.Digest]*task{}, keeping: map[blob.Digest]bool{},
+		far: map[blob.Digest][]blob.Run{}, farChange: make(chan struct{}),
 		contacts: &contacts{blobs: map[blob.Digest][]contact{}},
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "damselfly_pull_bytes_total", Help: "Verified bytes that reached this node's store, by what they were read from.",
@@ -433,17 +438,4 @@ func (m *Manager) finish(t *task) {
 		m.keep(t)
 	}
 	t.blob.Release()
-}
-
-// keep puts a whole blob safely onto the disk, a while after it has come: a sync
-// now would hold up the client's own, which is writing the same bytes. Until then
-// a restart checks the blob again before it trusts it.
-func (m *Manager) keep(t *task) {
-	select {
-	case <-m.ctx.Done():
-	case <-time.After(m.cfg.Settle):
-	}
-	if err := t.blob.Seal(); err != nil {
-		m.log.Error("a whole blob could not be kept", zap.Stringer("digest", t.digest), zap.Error(err))
-	}
 }

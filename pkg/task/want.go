@@ -29,9 +29,7 @@ func (m *Manager) want(t *task) {
 // that a seed should ask for it.
 func private(h http.Header) bool {
 	for name := range h {
-		switch name {
-		case "Accept", "User-Agent", "Damselfly-Via":
-		default:
+		if origin.Decides(name) {
 			return true
 		}
 	}

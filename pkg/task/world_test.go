@@ -74,6 +74,13 @@ type upstream struct {
 	slow    func(context.Context, int) error // if set, called with the bytes of each read
 	reads   []string
 	headers []http.Header
+	sent    int64 // bytes that were read of all bodies
+}
+
+func (u *upstream) bytesRead() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.sent
 }
 
 func (u *upstream) Read(ctx context.Context, ref origin.Ref, h http.Header, size, off, n int64) (io.ReadCloser, error) {
@@ -88,7 +95,7 @@ func (u *upstream) Read(ctx context.Context, ref origin.Ref, h http.Header, size
 	if n < 0 {
 		n = size - off
 	}
-	b := &body{ctx: ctx, gate: u.gate, slow: u.slow, r: bytes.NewReader(data[off : off+n])}
+	b := &body{up: u, ctx: ctx, gate: u.gate, slow: u.slow, r: bytes.NewReader(data[off : off+n])}
 	if u.badly != nil && ref.Registry == u.bad {
 		b.r = u.badly(b.r)
 	}
@@ -109,6 +116,7 @@ func (u *upstream) count() int {
 }
 
 type body struct {
+	up   *upstream
 	ctx  context.Context
 	gate chan struct{}
 	slow func(context.Context, int) error
@@ -127,6 +135,9 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := b.r.Read(p)
+	b.up.mu.Lock()
+	b.up.sent += int64(n)
+	b.up.mu.Unlock()
 	if b.slow != nil && n > 0 {
 		if err := b.slow(b.ctx, n); err != nil {
 			return 0, err

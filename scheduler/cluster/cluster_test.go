@@ -250,3 +250,38 @@ func freeAddress(t *testing.T) string {
 	defer l.Close()
 	return l.Addr().String()
 }
+
+// A scheduler whose --join names itself serves alone, and says so.
+func TestJoiningOneselfIsTold(t *testing.T) {
+	w := newWorld(t)
+	listen := w.freeAddress()
+	_, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 127.0.0.2 is this machine too, though not the address that it gossips under.
+	for name, row := range map[string]struct{ listen, join string }{
+		"by its address": {listen, listen},
+		"by another one": {":" + port, "127.0.0.2:" + port},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := w.startAs(w.ids.Identity(t, identity.RoleScheduler).ID(), row.listen, row.join)
+			w.within(10*time.Second, "it is told", func() bool {
+				return s.logs.FilterMessageSnippet("to this scheduler itself").Len() == 1
+			})
+			if err := s.stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func (w *world) freeAddress() string {
+	w.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}

@@ -23,8 +23,10 @@ const (
 	justLost  = time.Minute
 	// forgetAfter is how long one that was lost is looked for at its last address.
 	forgetAfter = 24 * time.Hour
-	// complainEvery is between two complaints that nobody can be reached.
-	complainEvery = time.Minute
+	// complainFirst and complainMost are between two complaints that this scheduler is
+	// alone; each pause is ten times as long as the one before.
+	complainFirst = time.Minute
+	complainMost  = time.Hour
 	seekTogether  = 8
 	lookupLimit   = 5 * time.Second
 )
@@ -36,7 +38,8 @@ type joiner interface {
 
 // seek looks for schedulers that are not in the set, until ctx ends.
 func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
-	var complained, sought time.Time
+	var sought time.Time
+	var alone complaint
 	for {
 		// Looked at each seekSoon: a wait begun before one was lost would last too long.
 		if c.size() == 1 || c.hasJustLost() || time.Since(sought) >= seekEvery-seekSoon {
@@ -45,10 +48,7 @@ func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			if c.size() == 1 && err != nil && time.Since(complained) > complainEvery {
-				complained = time.Now()
-				c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", zap.Strings("join", c.cfg.Join), zap.Error(err))
-			}
+			c.complain(&alone, err)
 		}
 		if c.mustRetell() {
 			_ = list.UpdateNode(seekSoon) // who has not heard it then is told at the next exchange
@@ -61,6 +61,31 @@ func (c *Cluster) seek(ctx context.Context, list *memberlist.Memberlist) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// complaint is when that was said last, and the pause before it is said again.
+type complaint struct {
+	said time.Time
+	wait time.Duration
+}
+
+// complain says now and then that this scheduler is alone though it was told to join
+// others; err is why they were not reached, nil where the addresses lead to itself.
+func (c *Cluster) complain(last *complaint, err error) {
+	if c.size() > 1 {
+		*last = complaint{}
+		return
+	}
+	if len(c.cfg.Join) == 0 || time.Since(last.said) < last.wait {
+		return
+	}
+	last.said, last.wait = time.Now(), min(max(10*last.wait, complainFirst), complainMost)
+	fields := []zap.Field{zap.Strings("join", c.cfg.Join), zap.String("own", c.GossipAddress())}
+	if err != nil {
+		c.log.Warn("no other scheduler can be reached; trying on, and serving alone meanwhile", append(fields, zap.Error(err))...)
+		return
+	}
+	c.log.Warn("the addresses in --join lead to this scheduler itself and to no other, so it serves alone; name the gossip address of another scheduler", fields...)
 }
 
 // seekOnce tries everybody who is not in the set. It errs when nobody was reached.

@@ -3,6 +3,7 @@
 package proxytest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -116,6 +117,34 @@ func (t *Tasks) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 	h := &handle{tasks: t, blob: b, cancel: cancel}
 	h.reader = &reader{ctx: ctx, blob: b}
 	return h, nil
+}
+
+// Keep implements proxy.Tasks.
+func (t *Tasks) Keep(d blob.Digest, _ int64) io.WriteCloser {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, held := t.blobs[d]; held {
+		return nil
+	}
+	return &keeper{tasks: t, digest: d}
+}
+
+type keeper struct {
+	tasks  *Tasks
+	digest blob.Digest
+	got    bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (k *keeper) Write(p []byte) (int, error) { return k.got.Write(p) }
+
+// Close implements io.Closer.
+func (k *keeper) Close() error {
+	if !k.digest.Matches(k.got.Bytes()) {
+		return blob.ErrMismatch
+	}
+	k.tasks.Add(k.got.Bytes(), int64(k.got.Len()))
+	return nil
 }
 
 // fetch reads the whole blob at the origin.

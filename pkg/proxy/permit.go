@@ -2,7 +2,7 @@ package proxy
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -16,7 +16,7 @@ import (
 // digest opens nothing, and a right to a digest in one repository opens nothing
 // in another. A permission comes from the origin's answer to the client's own
 // header, or from a manifest that the origin has granted and that names the
-// digest.
+// digest. Where there is none, the client's own request goes to the origin.
 
 // place is where a client says that a digest is kept.
 type place struct {
@@ -32,25 +32,20 @@ type grantKey struct {
 	who credential
 }
 
-// grant is what the origin decided, until it is to be asked again.
-type grant struct {
-	until  time.Time
-	denied *answer // nil: allowed
-}
-
-// info is what is known of a digest's content at a place.
+// info is what is known of a digest's content at a place: hints, until bytes have
+// proven them.
 type info struct {
 	size      int64  // in bytes; 0 when unknown
 	mediaType string // "" when unknown
 	told      bool   // by the origin itself, not by a manifest that names it
 }
 
-// question asks for one digest on behalf of one client.
+// question asks for one digest or tag on behalf of one client.
 type question struct {
 	ref      origin.Ref
-	digest   blob.Digest
+	digest   blob.Digest // "" of a tag
 	who      credential
-	header   http.Header // what the origin may see
+	header   http.Header // what the origin sees when we ask by ourselves
 	upstream Upstream
 }
 
@@ -72,85 +67,82 @@ func (q question) at(kind origin.Kind, d blob.Digest) question {
 const (
 	authzPublic  = "public"  // anybody may, as was found for a client without credential
 	authzGranted = "granted" // remembered permission
-	authzDenied  = "denied"  // remembered refusal
 	authzAllowed = "origin_allowed"
 	authzRefused = "origin_refused"
 	authzError   = "error" // the origin gave no decision
 )
 
-// authorize tells whether the client may read the digest at its place. Nil
-// answer and nil error: it may. Otherwise the answer is the origin's refusal, to
-// be relayed. With fresh the origin is asked in any case.
-func (p *Proxy) authorize(ctx context.Context, q question, fresh bool) (info, *answer, error) {
-	if !fresh {
-		if g, result, ok := p.remembered(q); ok {
-			p.metrics.authz.WithLabelValues(result).Inc()
-			return p.known(q.place()), g.denied, nil
-		}
+// hintPatience is how long the origin's word by HEAD is waited for, where the client
+// asked by GET. A client shall not wait for both.
+const hintPatience = 300 * time.Millisecond
+
+// permit tells whether the client of q, which names a digest, may be given its content
+// from here. Where it may not, why says for what reason the client's own request is the
+// origin's to answer.
+func (p *Proxy) permit(ctx context.Context, q question) (i info, why reason) {
+	if result, ok := p.granted(q); ok {
+		p.metrics.authz.WithLabelValues(result).Inc()
+		return p.known(q.place()), ""
 	}
-	got, err := once(ctx, p, q.flight("authorize"), func(ctx context.Context) (decision, error) { return p.ask(ctx, q) })
+	if q.ref.Kind == origin.KindManifest && !p.countsGets(q.ref.Registry) {
+		return info{}, whyUnknown // one GET tells more than HEAD and costs the same
+	}
+	wait, cancel := context.WithTimeout(ctx, hintPatience)
+	defer cancel()
+	allowed, err := once(wait, p, q.flight("permit"), func(ctx context.Context) (bool, error) { return p.hint(ctx, q) })
 	switch {
-	case err != nil:
-		p.metrics.authz.WithLabelValues(authzError).Inc()
-	case got.refusal == nil:
+	case err == nil && allowed:
 		p.metrics.authz.WithLabelValues(authzAllowed).Inc()
-	case refusal(got.refusal.status):
+		return p.known(q.place()), ""
+	case err == nil:
 		p.metrics.authz.WithLabelValues(authzRefused).Inc()
-	default:
-		p.metrics.authz.WithLabelValues(authzError).Inc()
+		return info{}, whyHead
 	}
-	return got.info, got.refusal, err
+	p.metrics.authz.WithLabelValues(authzError).Inc()
+	if wait.Err() != nil {
+		return info{}, whySlow
+	}
+	return info{}, whyHead
 }
 
-// remembered looks for a decision that still holds.
-func (p *Proxy) remembered(q question) (grant, string, bool) {
-	now := time.Now()
-	at := q.place()
-	if g, ok := p.grants.get(grantKey{place: at}); ok && now.Before(g.until) && g.denied == nil {
-		return g, authzPublic, true
+// granted looks for a permission that still holds.
+func (p *Proxy) granted(q question) (result string, ok bool) {
+	now, at := time.Now(), q.place()
+	if until, ok := p.grants.get(grantKey{place: at}); ok && now.Before(until) {
+		return authzPublic, true
 	}
-	g, ok := p.grants.get(grantKey{at, q.who})
-	if !ok || !now.Before(g.until) {
-		return grant{}, "", false
-	}
-	if g.denied != nil {
-		return g, authzDenied, true
-	}
-	return g, authzGranted, true
+	until, ok := p.grants.get(grantKey{at, q.who})
+	return authzGranted, ok && now.Before(until)
 }
 
-// decision is the origin's word on a question.
-type decision struct {
-	info    info
-	refusal *answer
-}
-
-// ask puts the question to the origin and remembers the decision.
-func (p *Proxy) ask(ctx context.Context, q question) (decision, error) {
+// hint asks the origin by HEAD, and for a blob that HEAD does not open by a GET of one
+// byte, whether the client may read, and remembers a yes. A no is nothing to go by: only
+// the client's own GET tells.
+func (p *Proxy) hint(ctx context.Context, q question) (bool, error) {
 	resp, err := q.upstream.Head(ctx, q.ref, q.header)
-	if err != nil {
-		return decision{}, fmt.Errorf("asking the origin for %s: %w", q.ref, err)
-	}
-	if noHead(resp.StatusCode) {
+	if err == nil {
 		_ = resp.Body.Close()
-		header := q.header.Clone()
-		header.Set("Range", "bytes=0-0")
-		if resp, err = q.upstream.Get(ctx, q.ref, header); err != nil {
-			return decision{}, fmt.Errorf("asking the origin for %s: %w", q.ref, err)
+		if resp.StatusCode == http.StatusOK {
+			p.allow(q, infoOf(resp, q.ref.Kind))
+			return true, nil
 		}
+		if q.ref.Kind != origin.KindBlob || resp.StatusCode == http.StatusUnauthorized && q.who == (credential{}) {
+			return false, nil
+		}
+	} else if q.ref.Kind != origin.KindBlob {
+		return false, err
 	}
-	switch {
-	case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
-		_ = resp.Body.Close()
-		i := infoOf(resp, q.ref.Kind)
-		p.allow(q, i)
-		return decision{info: p.known(q.place())}, nil
-	case refusal(resp.StatusCode):
-		a := answerOf(resp)
-		p.deny(q, a)
-		return decision{refusal: a}, nil
+	header := q.header.Clone()
+	header.Set("Range", "bytes=0-0")
+	if resp, err = q.upstream.Get(ctx, q.ref, header); err != nil {
+		return false, err
 	}
-	return decision{refusal: answerOf(resp)}, nil
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		return false, nil
+	}
+	p.allow(q, infoOf(resp, q.ref.Kind))
+	return true, nil
 }
 
 // allow remembers that the client may read the digest, and what is known of it.
@@ -160,13 +152,17 @@ func (p *Proxy) allow(q question, i info) {
 	if exp, ok := expiry(q.header.Get("Authorization")); ok && exp.Before(until) {
 		until = exp
 	}
-	p.grants.put(grantKey{q.place(), q.who}, grant{until: until}, nil)
+	p.grants.put(grantKey{q.place(), q.who}, until, nil)
+	if q.who == (credential{}) && p.cfg.StaleTTL > 0 {
+		p.public.put(q.place(), time.Now().Add(p.cfg.StaleTTL), nil)
+	}
 }
 
-// deny remembers the origin's refusal, for this credential alone.
-func (p *Proxy) deny(q question, a *answer) {
-	if p.cfg.DenyTTL > 0 {
-		p.grants.put(grantKey{q.place(), q.who}, grant{time.Now().Add(p.cfg.DenyTTL), a}, nil)
+// disallow forgets a permission that the origin has taken back.
+func (p *Proxy) disallow(q question) {
+	p.grants.remove(grantKey{q.place(), q.who})
+	if q.who == (credential{}) {
+		p.public.remove(q.place())
 	}
 }
 
@@ -209,11 +205,6 @@ func refusal(status int) bool {
 	return status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusNotFound
 }
 
-// noHead tells whether a status means that the origin does not do HEAD.
-func noHead(status int) bool {
-	return status == http.StatusMethodNotAllowed || status == http.StatusNotImplemented
-}
-
 // infoOf reads an origin's answer that grants the content.
 func infoOf(resp *http.Response, kind origin.Kind) info {
 	i := info{told: true}
@@ -234,4 +225,31 @@ func infoOf(resp *http.Response, kind origin.Kind) info {
 		i.size = 0
 	}
 	return i
+}
+
+// countsGets tells whether a registry counts GETs of manifests against a limit, as Docker
+// Hub does, and HEADs not. There HEAD is asked where others are asked by GET.
+func (p *Proxy) countsGets(registry string) bool {
+	if registry == dockerHub {
+		return true
+	}
+	_, ok := p.counting.get(registry)
+	return ok
+}
+
+// noteLimits notes by an answer's header that its registry counts.
+func (p *Proxy) noteLimits(registry string, h http.Header) {
+	if h.Get("Ratelimit-Limit") != "" || h.Get("Ratelimit-Remaining") != "" {
+		p.counting.put(registry, struct{}{}, nil)
+	}
+}
+
+// sizeTold is the size that the origin told in an answer to GET, where err says that it is
+// another one than was expected.
+func sizeTold(err error) (int64, bool) {
+	var other *origin.SizeError
+	if !errors.As(err, &other) || other.Size <= 0 || other.Size > blob.MaxSize {
+		return 0, false
+	}
+	return other.Size, true
 }

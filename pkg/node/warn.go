@@ -1,0 +1,34 @@
+package node
+
+import (
+	"net"
+
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/config"
+)
+
+// warn tells of settings that work, and let in more than they seem to.
+func warn(c Config, log *zap.Logger) {
+	for _, f := range []struct{ setting, address string }{
+		{"mirror.listen", c.Mirror.Listen}, {"mirror.dockerHubListen", c.Mirror.DockerHub}, {"proxy.listen", c.Proxy.Listen},
+	} {
+		if everywhere(f.address) {
+			log.Warn("listening on all interfaces: whoever reaches this address pulls what this node may pull without a credential; 127.0.0.1 serves this machine alone",
+				zap.String("setting", f.setting), zap.String("address", f.address))
+		}
+	}
+	if len(c.Scheduler) > 0 {
+		config.WarnExposed(log, "joinTokenFile", c.TokenFile)
+	}
+}
+
+// everywhere tells whether a listener at address is reached by every interface.
+func everywhere(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
+}

@@ -1,0 +1,106 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
+)
+
+// When a registry is down, what it once served to anybody is served from here: by digest,
+// and by tag as it was last seen, for Config.StaleTTL. Private content ends with its grant.
+
+// staleHeader tells a client that its registry did not answer (RFC 7234 section 5.5.1).
+const (
+	staleHeader = "Warning"
+	staleText   = `111 damselfly "Revalidation Failed"`
+)
+
+// orStale is err, the outcome of asking the origin, unless that did not answer and what the
+// client wants can be served all the same.
+func (p *Proxy) orStale(err error, w *response, r *http.Request, t target, q question) error {
+	if err == nil || p.cfg.StaleTTL < 0 || !p.mayPass(w, r, err) || !silent(err) {
+		return err
+	}
+	at, i, ok := p.stale(q)
+	if !ok {
+		return err
+	}
+	w.Header().Set(staleHeader, staleText)
+	served := p.serveStale(w, r, at, i)
+	if served != nil {
+		w.Header().Del(staleHeader)
+		return errors.Join(err, served)
+	}
+	p.metrics.stale.Inc()
+	if !p.first(t.registry + " stale") {
+		return nil
+	}
+	p.log.Warn("a registry does not answer; what it last served to anybody is served from here",
+		zap.String("registry", t.registry), zap.Stringer("ref", t.ref()), zap.Error(err))
+	return nil
+}
+
+// silent tells whether err says that the origin did not answer.
+func silent(err error) bool {
+	var api *apiError
+	var status *origin.StatusError
+	switch {
+	case errors.As(err, &api), errors.As(err, &status):
+		return false
+	case errors.Is(err, origin.ErrForbiddenAddress), errors.Is(err, origin.ErrUnlistedHost), errors.Is(err, errClosed):
+		return false
+	}
+	return true
+}
+
+// stale is what q's client may have of what was seen last.
+func (p *Proxy) stale(q question) (question, info, bool) {
+	if q.digest == "" {
+		got, ok := p.last.get(keyOf(q))
+		if !ok {
+			anybody := keyOf(q)
+			anybody.who = credential{}
+			got, ok = p.last.get(anybody)
+		}
+		if !ok || time.Now().After(got.until) {
+			return q, info{}, false
+		}
+		q = q.at(origin.KindManifest, got.digest)
+	}
+	if _, ok := p.granted(q); ok {
+		return q, p.known(q.place()), true
+	}
+	until, ok := p.public.get(q.place())
+	return q, p.known(q.place()), ok && time.Now().Before(until)
+}
+
+func (p *Proxy) serveStale(w *response, r *http.Request, q question, i info) error {
+	if r.Method == http.MethodHead {
+		return p.headStale(w, q, i)
+	}
+	if q.ref.Kind == origin.KindManifest {
+		return p.sendManifest(w, r, q, info{size: i.size, mediaType: i.mediaType, told: true})
+	}
+	return p.sendRegistryBlob(w, r, q, i.size)
+}
+
+func (p *Proxy) headStale(w *response, q question, i info) error {
+	if i.size <= 0 {
+		return errors.New("the size is not known")
+	}
+	h := w.Header()
+	h.Set(apiVersionHeader, apiVersion)
+	h.Set("Content-Type", i.mediaType)
+	if i.mediaType == "" {
+		h.Set("Content-Type", typeOctets)
+	}
+	nameContent(h, q.digest)
+	h.Set("Content-Length", strconv.FormatInt(i.size, 10))
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
