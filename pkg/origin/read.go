@@ -93,6 +93,7 @@ type reader struct {
 	got       int64         // bytes delivered from body
 	validator string        // of the version that is read; "" unknown
 	rangeless bool          // the origin has shown that it does not serve ranges
+	plain     bool          // ask without a range
 	helps     bool          // it reads a part beside others: what it does not get they will
 
 	frees  int // attempts in a row that failed at a known location
