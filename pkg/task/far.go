@@ -14,7 +14,7 @@ const (
 	// range may start and still wait for the swarm, whatever else is wanted.
 	reach = 64
 	// gather is how long a range further on waits for others that lead up to it.
-	gather = 150 * time.Millisecond
+	gather = 300 * time.Millisecond
 )
 
 // leadsTo tells whether a bounded range of b, run, is to wait for the swarm. The chain
