@@ -143,7 +143,7 @@ func startConfig(t testing.TB, o *origin.Origin, cfg cluster.Config) *cluster.Cl
 	if cfg.Hosts == nil {
 		cfg.Hosts = hosts(o)
 	}
-	cfg.Intercept = []string{registry}
+	cfg.Intercept, cfg.Face = []string{registry}, registry
 	c, err := cluster.Start(deadline(t), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -168,10 +168,10 @@ func startNode(t testing.TB, o *origin.Origin) client.Node {
 			t.Fatal(err)
 		}
 		t.Cleanup(n.Close)
-		return client.Node{Mirror: n.Mirror, Hub: n.Mirror, Proxy: n.Proxy, CAFile: n.CAFile}
+		return client.Node{Mirror: n.Mirror, Hub: n.Mirror, Face: n.Mirror, Proxy: n.Proxy, CAFile: n.CAFile}
 	}
 	m := startCluster(t, o, 1, 1).Nodes[0]
-	return client.Node{Mirror: m.Mirror, Hub: m.Hub, Proxy: m.Proxy, CAFile: m.CAFile}
+	return client.Node{Mirror: m.Mirror, Hub: m.Hub, Face: m.Face, Proxy: m.Proxy, CAFile: m.CAFile}
 }
 
 // push makes an image that no other test uses, and pushes it.

@@ -26,8 +26,9 @@ type Programs struct {
 // Node is where a node of Damselfly, or what stands in for it, listens.
 type Node struct {
 	// Mirror is the URL of the registry mirror, Hub that of the mirror that stands
-	// for Docker Hub alone, Proxy that of the HTTPS proxy.
-	Mirror, Hub, Proxy string
+	// for Docker Hub alone, Face that of the mirror for the pull's registry alone, Proxy
+	// that of the HTTPS proxy.
+	Mirror, Hub, Face, Proxy string
 	// CAFile is the certificate that the proxy's certificates chain to.
 	CAFile string
 }
@@ -83,7 +84,8 @@ type Client struct {
 	Docker bool
 	// Anonymous tells that the client sends no credentials this way: a mirror that
 	// serves every registry has no challenge for the ping with which
-	// containers/image begins, and nothing makes it answer a later one.
+	// containers/image begins, and nothing makes it answer a later one. The mirror of
+	// one registry has its challenge.
 	Anonymous bool
 	// Pull pulls with a fresh runtime.
 	Pull func(context.Context, Pull) (Arrived, error)
@@ -98,8 +100,10 @@ func All(p Programs) []Client {
 		{Name: "docker-mirror", Hub: true, Docker: true, Pull: p.dockerMirror},
 		{Name: "docker-proxy", Docker: true, Pull: p.dockerProxy},
 		{Name: "podman-mirror", Anonymous: true, Pull: p.podmanMirror},
+		{Name: "podman-face", Pull: p.podmanFace},
 		{Name: "podman-proxy", Pull: p.podmanProxy},
 		{Name: "skopeo-mirror", Anonymous: true, Pull: p.skopeoMirror},
+		{Name: "skopeo-face", Pull: p.skopeoFace},
 		{Name: "skopeo-proxy", Pull: p.skopeoProxy},
 	}
 }
@@ -144,12 +148,12 @@ func (p Pull) write(name, content string) (string, error) {
 	return file, nil
 }
 
-// authFile writes a credentials file with the user for the registry, empty for
-// the anonymous user.
-func (p Pull) authFile() (string, error) {
+// authFile writes a credentials file with the user for the host, empty for the
+// anonymous user.
+func (p Pull) authFile(host string) (string, error) {
 	auths := map[string]any{}
 	if p.User.Name != "" {
-		auths[p.Registry] = map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte(p.User.Name + ":" + p.User.Password))}
+		auths[host] = map[string]string{"auth": base64.StdEncoding.EncodeToString([]byte(p.User.Name + ":" + p.User.Password))}
 	}
 	content, err := json.Marshal(map[string]any{"auths": auths})
 	if err != nil {

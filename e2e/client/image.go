@@ -12,22 +12,29 @@ import (
 	"github.com/damselfly-p2p/damselfly/e2e/sample"
 )
 
-// registries makes containers/image ask the mirror first. It sends a mirror no
-// name of the registry, so the name is a part of the mirror's path.
+// registries makes containers/image ask the mirror first.
 const registries = `unqualified-search-registries = []
 [[registry]]
 prefix = "REGISTRY"
 location = "REGISTRY"
 [[registry.mirror]]
-location = "MIRROR/REGISTRY"
+location = "MIRROR"
 insecure = true
 `
 
 const noRegistries = "unqualified-search-registries = []\n"
 
-func (p Pull) mirrorFile() (string, error) {
-	return p.write("registries.conf", strings.NewReplacer("REGISTRY", p.Registry, "MIRROR", p.mirrorHost()).Replace(registries))
+func (p Pull) mirrorFile(mirror string) (string, error) {
+	return p.write("registries.conf", strings.NewReplacer("REGISTRY", p.Registry, "MIRROR", mirror).Replace(registries))
 }
+
+// named is the mirror of every registry: containers/image sends no name of the
+// registry, so the name is a part of the path.
+func (p Pull) named() string { return p.mirrorHost() + "/" + p.Registry }
+
+// faceHost is host:port of the mirror for the pull's registry alone. Its credentials
+// are looked for under this name.
+func (p Pull) faceHost() string { return strings.TrimPrefix(p.Node.Face, "http://") }
 
 // podmanScript pulls and inspects in the same namespaces, whose mounts hold the
 // image.
@@ -42,11 +49,20 @@ podman image inspect "$IMAGE"
 
 // podmanMirror pulls with podman through the mirror.
 func (p Programs) podmanMirror(ctx context.Context, pull Pull) (Arrived, error) {
-	conf, err := pull.mirrorFile()
+	return p.podmanBy(ctx, pull, pull.named(), pull.Registry)
+}
+
+// podmanFace is podmanMirror through the mirror for the registry alone.
+func (p Programs) podmanFace(ctx context.Context, pull Pull) (Arrived, error) {
+	return p.podmanBy(ctx, pull, pull.faceHost(), pull.faceHost())
+}
+
+func (p Programs) podmanBy(ctx context.Context, pull Pull, mirror, login string) (Arrived, error) {
+	conf, err := pull.mirrorFile(mirror)
 	if err != nil {
 		return Arrived{}, err
 	}
-	return p.podman(ctx, pull, conf, nil, pull.namespace())
+	return p.podman(ctx, pull, conf, login, nil, pull.namespace())
 }
 
 // podmanProxy pulls with podman through the node's HTTPS proxy, whose CA
@@ -57,11 +73,11 @@ func (p Programs) podmanProxy(ctx context.Context, pull Pull) (Arrived, error) {
 		return Arrived{}, err
 	}
 	env := []string{"HTTPS_PROXY=" + pull.Node.Proxy}
-	return p.podman(ctx, pull, conf, env, pull.namespace(pull.trust("/etc/containers")...))
+	return p.podman(ctx, pull, conf, pull.Registry, env, pull.namespace(pull.trust("/etc/containers")...))
 }
 
-func (p Programs) podman(ctx context.Context, pull Pull, conf string, env, mounts []string) (Arrived, error) {
-	auth, err := pull.authFile()
+func (p Programs) podman(ctx context.Context, pull Pull, conf, login string, env, mounts []string) (Arrived, error) {
+	auth, err := pull.authFile(login)
 	if err != nil {
 		return Arrived{}, err
 	}
@@ -88,11 +104,20 @@ func (p Programs) podman(ctx context.Context, pull Pull, conf string, env, mount
 
 // skopeoMirror copies through the mirror to a directory.
 func (p Programs) skopeoMirror(ctx context.Context, pull Pull) (Arrived, error) {
-	conf, err := pull.mirrorFile()
+	return p.skopeoBy(ctx, pull, pull.named(), pull.Registry)
+}
+
+// skopeoFace is skopeoMirror through the mirror for the registry alone.
+func (p Programs) skopeoFace(ctx context.Context, pull Pull) (Arrived, error) {
+	return p.skopeoBy(ctx, pull, pull.faceHost(), pull.faceHost())
+}
+
+func (p Programs) skopeoBy(ctx context.Context, pull Pull, mirror, login string) (Arrived, error) {
+	conf, err := pull.mirrorFile(mirror)
 	if err != nil {
 		return Arrived{}, err
 	}
-	return p.skopeo(ctx, pull, conf, nil, pull.namespace())
+	return p.skopeo(ctx, pull, conf, login, nil, pull.namespace())
 }
 
 // skopeoProxy copies through the node's HTTPS proxy to a directory.
@@ -102,11 +127,11 @@ func (p Programs) skopeoProxy(ctx context.Context, pull Pull) (Arrived, error) {
 		return Arrived{}, err
 	}
 	env := []string{"HTTPS_PROXY=" + pull.Node.Proxy}
-	return p.skopeo(ctx, pull, conf, env, pull.namespace(pull.trust("/etc/containers")...))
+	return p.skopeo(ctx, pull, conf, pull.Registry, env, pull.namespace(pull.trust("/etc/containers")...))
 }
 
-func (p Programs) skopeo(ctx context.Context, pull Pull, conf string, env, mounts []string) (Arrived, error) {
-	auth, err := pull.authFile()
+func (p Programs) skopeo(ctx context.Context, pull Pull, conf, login string, env, mounts []string) (Arrived, error) {
+	auth, err := pull.authFile(login)
 	if err != nil {
 		return Arrived{}, err
 	}

@@ -35,6 +35,8 @@ type Config struct {
 	Hosts []Host
 	// Intercept lists the registries that the nodes' HTTPS proxies serve.
 	Intercept []string
+	// Face is a registry for which each node has a mirror face of its own.
+	Face string
 	// Place gives each member a machine of its own on a network; nil: all are on
 	// loopback.
 	Place func(name string, role Role) (*fabric.Port, error)
@@ -75,8 +77,9 @@ type Member struct {
 	// Share is the root directory of the containerd whose files a node shares.
 	Share string
 	// Mirror, Hub and Proxy are the URLs of a node's faces: for any registry, for
-	// Docker Hub alone, and as an HTTPS proxy, whose CA is in CAFile.
-	Mirror, Hub, Proxy, CAFile string
+	// Docker Hub alone, and as an HTTPS proxy, whose CA is in CAFile. Face is that for
+	// the registry of the cluster's Face.
+	Mirror, Hub, Proxy, CAFile, Face string
 	// Ops is the address of /metrics and /readyz, Peer that where other members
 	// reach this one, Gossip that where a scheduler's peers do. Trace is the file of
 	// what one of several schedulers was told.
@@ -198,7 +201,7 @@ func (c *Cluster) place(m *Member) (err error) {
 	self := m.port.Addr().String()
 	m.Peer, m.Gossip, m.Ops = at(self, 9101), at(self, 9102), at(self, 9103)
 	if m.Role == Node {
-		m.Mirror, m.Hub, m.Proxy = at("127.0.0.1", 9104), at("127.0.0.1", 9105), at("127.0.0.1", 9106)
+		m.Mirror, m.Hub, m.Proxy, m.Face = at("127.0.0.1", 9104), at("127.0.0.1", 9105), at("127.0.0.1", 9106), at("127.0.0.1", 9107)
 	}
 	return nil
 }

@@ -106,8 +106,14 @@ type logFile struct {
 }
 
 type mirrorFile struct {
-	Listen    string `yaml:"listen"`
-	DockerHub string `yaml:"dockerHubListen"`
+	Listen     string     `yaml:"listen"`
+	DockerHub  string     `yaml:"dockerHubListen"`
+	Registries []faceFile `yaml:"registries,omitempty"`
+}
+
+type faceFile struct {
+	Name   string `yaml:"name"`
+	Listen string `yaml:"listen"`
 }
 
 type proxyFile struct {
@@ -131,7 +137,7 @@ func (c *Cluster) configure(m *Member) error {
 	}
 	want := []*string{&m.Ops, &m.Peer}
 	if m.Role == Node {
-		want = append(want, &m.Mirror, &m.Hub, &m.Proxy)
+		want = append(want, &m.Mirror, &m.Hub, &m.Proxy, &m.Face)
 	}
 	for _, addr := range want {
 		if *addr != "" {
@@ -164,8 +170,12 @@ func (c *Cluster) configure(m *Member) error {
 	}
 	if m.Role == Node {
 		file.Mirror = mirrorFile{Listen: host(m.Mirror), DockerHub: host(m.Hub)}
+		if c.cfg.Face != "" {
+			file.Mirror.Registries = []faceFile{{c.cfg.Face, host(m.Face)}}
+		}
 		file.Proxy = proxyFile{Listen: host(m.Proxy), Intercept: c.cfg.Intercept}
 		m.Mirror, m.Hub, m.Proxy = "http://"+host(m.Mirror), "http://"+host(m.Hub), "http://"+host(m.Proxy)
+		m.Face = "http://" + host(m.Face)
 		m.CAFile = filepath.Join(m.DataDir, "proxy-ca", "ca.crt")
 	}
 	return write(m.File, file)

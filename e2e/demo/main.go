@@ -78,6 +78,7 @@ func run(ctx context.Context, bin string, nodes int, keep bool, out io.Writer) (
 	c, err := cluster.Start(ctx, cluster.Config{
 		Dir: dir, Bin: bin, Seeds: 1, Nodes: nodes,
 		Hosts: []cluster.Host{{Name: registryName, Endpoint: front.URL, CAFile: ca}},
+		Face:  registryName,
 	})
 	if err != nil {
 		return err
@@ -210,14 +211,16 @@ func printRatio(out io.Writer, front *origin.Front, img *sample.Image) float64 {
 func explain(out io.Writer, c *cluster.Cluster, dir string) {
 	fmt.Fprintf(out, "\nStill running; Ctrl-C ends it. Configurations and logs are in %s.\nPull through a node yourself:\n", dir)
 	for i, n := range c.Nodes {
-		image := strings.TrimPrefix(n.Mirror, "http://") + "/" + registryName + "/" + repository + ":" + tag
-		user := origin.Reader + ":" + origin.Password
-		// podman, skopeo and docker send no password to a mirror of every registry: it has
-		// no challenge for their ping.
+		// The face of one registry has its challenge, which they answer; the mirror of all
+		// registries has none.
+		face, user := strings.TrimPrefix(n.Face, "http://"), origin.Reader+":"+origin.Password
+		image := face + "/" + repository + ":" + tag
 		command := []string{
 			"ctr images pull --plain-http --user " + user + " " + image,
-			fmt.Sprintf("curl -u %s '%s/v2/%s/manifests/%s?ns=%s'", user, n.Mirror, repository, tag, registryName),
-		}[i%2]
+			"skopeo copy --src-tls-verify=false --src-creds " + user + " docker://" + image + " dir:/tmp/damselfly-demo-image",
+			"podman pull --tls-verify=false --creds " + user + " " + image,
+			"docker login -u " + origin.Reader + " -p " + origin.Password + " " + face + " && docker pull " + image,
+		}[i%4]
 		fmt.Fprintf(out, "  %s: %s\n", n.Name, command)
 	}
 	fmt.Fprintf(out, "Numbers of a node: curl http://%s/metrics\n", c.Nodes[0].Ops)

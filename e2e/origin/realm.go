@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -37,7 +38,9 @@ func BasicAuth(user string) string {
 func RequirePassword(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != BasicAuth(Reader) {
-			Status(http.StatusUnauthorized, "WWW-Authenticate", `Basic realm="test"`)(w, r, nil)
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"wrong user or password, or none"}]}`)
 			return
 		}
 		next.ServeHTTP(w, r)
