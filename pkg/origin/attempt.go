@@ -53,7 +53,7 @@ func (r *reader) attempt() *failure {
 func (r *reader) ranged() (call, bool) {
 	q := r.question
 	q.header, q.resumed = q.header.Clone(), r.pos > r.first
-	if r.pos > 0 || r.end < r.size {
+	if r.parts() {
 		q.header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.pos, r.end-1))
 		if v := r.validator; v != "" && !strings.HasPrefix(v, "W/") && r.versioned() {
 			q.header.Set("If-Range", v)
@@ -64,6 +64,20 @@ func (r *reader) ranged() (call, bool) {
 		q.url = location
 	}
 	return q, known
+}
+
+// parts tells whether a range is asked for.
+func (r *reader) parts() bool { return !r.plain && (r.pos > 0 || r.end < r.size) }
+
+// toWhole has the next attempt ask for the whole, and tells whether that may help: an origin
+// that answers a range with nonsense, or refuses it, may well serve what it is asked for
+// without one.
+func (r *reader) toWhole() bool {
+	if !r.parts() || r.helps || r.versioned() || r.pos > r.client.cfg.MaxSkip {
+		return false
+	}
+	r.plain, r.rangeless = true, true
+	return true
 }
 
 // versioned tells whether the content may change under its name.
@@ -79,6 +93,9 @@ func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *fai
 	c.locations.drop(r.key)
 	switch code := refused.code; {
 	case code == http.StatusTooManyRequests:
+		if r.helps {
+			return &failure{err: err} // there were too many streams; others may well ask
+		}
 		after := max(err.RetryAfter, firstPause)
 		if !away {
 			// The gate makes this reader wait, with all that read alike.
@@ -92,6 +109,9 @@ func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *fai
 	case known:
 		return &failure{err: err, again: true, free: r.free(known)}
 	case passing(code):
+		if r.barren >= maxTries-2 {
+			r.toWhole()
+		}
 		return &failure{err: err, again: true, after: err.RetryAfter}
 	case away && (code == http.StatusForbidden || code == http.StatusBadRequest || code == http.StatusUnauthorized ||
 		code == http.StatusNotFound || code == http.StatusGone):
@@ -102,7 +122,10 @@ func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *fai
 		if cr, e := parseContentRange(refused.header.Get("Content-Range")); e == nil && cr.First < 0 && cr.Size != r.size {
 			return &failure{err: r.sizeDiffers(cr.Size)}
 		}
-	case code == http.StatusNotFound && !r.versioned():
+		return &failure{err: err, again: r.toWhole()}
+	case code == http.StatusBadRequest, code == http.StatusForbidden, code == http.StatusMethodNotAllowed, code == http.StatusNotImplemented:
+		return &failure{err: err, again: r.toWhole()}
+	case code == http.StatusNotFound && !r.versioned() && !r.helps:
 		c.missing.put(r.key, refused, missingLife)
 	}
 	return &failure{err: err}
@@ -137,7 +160,7 @@ func (r *reader) take(ans answer, known bool) *failure {
 	if err != nil {
 		_ = ans.Body.Close()
 		r.client.locations.drop(r.key)
-		return &failure{err: err}
+		return &failure{err: err, again: ans.StatusCode == http.StatusPartialContent && errors.Is(err, ErrProtocol) && r.toWhole()}
 	}
 	if ans.away && !known {
 		r.client.locations.put(r.key, ans.from, presignedLife(ans.from, time.Now()))
@@ -159,7 +182,12 @@ func (r *reader) check(ans answer) (skip int64, err error) {
 		return 0, fmt.Errorf("%w: encoded as %q though asked for as it is", ErrProtocol, clip(ans.Header.Get("Content-Encoding")))
 	}
 	length := ans.ContentLength
+	r.rangeless = r.rangeless || strings.EqualFold(ans.Header.Get("Accept-Ranges"), "none")
 	if ans.StatusCode == http.StatusOK {
+		if r.helps {
+			return 0, errWhole
+		}
+		r.rangeless = r.rangeless || r.pos > 0 || r.end < r.size
 		if length >= 0 && length != r.size {
 			return 0, r.sizeDiffers(length)
 		}
@@ -196,6 +224,9 @@ func (r *reader) checkVersion(ans answer) error {
 		return nil
 	}
 	etag, date := ans.Header.Get("Etag"), ans.Header.Get("Last-Modified")
+	if r.helps && etag == "" && ans.StatusCode == http.StatusPartialContent {
+		return errUnsure // a server that knows no If-Range says nothing either
+	}
 	switch weak := strings.TrimPrefix(r.validator, "W/"); {
 	case weak == strings.TrimPrefix(etag, "W/"), weak == date:
 		return nil

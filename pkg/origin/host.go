@@ -15,6 +15,7 @@ type host struct {
 	// endpoint is scheme, host and, of a registry, the prefix of its path.
 	endpoint *url.URL
 	gate     *gate
+	streams  *streamBudget
 	// solvers of challenges by asker; nil for plain servers.
 	solvers map[asker]*solver
 }
@@ -108,7 +109,7 @@ func (c *Client) keep(name string, endpoint *url.URL, plain bool) *host {
 			}
 		}
 	}
-	h := &host{name: name, endpoint: endpoint, gate: newGate(c.cfg.MaxRequests, now)}
+	h := &host{name: name, endpoint: endpoint, gate: newGate(c.cfg.MaxRequests, now), streams: newStreamBudget(c.cfg)}
 	if !plain {
 		h.solvers = map[asker]*solver{
 			askClient:  newSolver(c, name, endpoint, c.keys, false),

@@ -9,3 +9,9 @@ func EnsureCA(dir string) (certFile string, err error) {
 	}
 	return ca.certFile, nil
 }
+
+// ForgetTags ends the time in which tags are believed.
+func (p *Proxy) ForgetTags() {
+	p.tags.drop(func(tagKey) bool { return true })
+	p.heads.drop(func(tagKey) bool { return true })
+}

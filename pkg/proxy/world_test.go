@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -52,6 +53,8 @@ type registry struct {
 	readers map[string][]string
 	// hook, if set, may answer a request in the registry's stead.
 	hook func(w http.ResponseWriter, r *http.Request) bool
+	// gone refuses connections.
+	gone bool
 	// noDigest leaves Docker-Content-Digest out.
 	noDigest bool
 
@@ -201,6 +204,9 @@ type upstream struct{ handler http.Handler }
 func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := r.Context().Err(); err != nil {
 		return nil, err
+	}
+	if g, ok := u.handler.(*registry); ok && g.gone {
+		return nil, errors.New("connection refused")
 	}
 	rec := httptest.NewRecorder()
 	in := r.Clone(r.Context())

@@ -1,0 +1,64 @@
+package e2e
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/damselfly-p2p/damselfly/e2e/cluster"
+	"github.com/damselfly-p2p/damselfly/e2e/odd"
+)
+
+// envOddSeeds is how many random registries TestOddRandom makes, envOddFirst the seed
+// of the first: a case that failed is made again by its seed and 1.
+const (
+	envOddSeeds = "DAMSELFLY_ODD_SEEDS"
+	envOddFirst = "DAMSELFLY_ODD_FIRST"
+)
+
+// randomWorse is the share of random registries that may be worse through a node. It
+// can only shrink.
+const randomWorse = 0.5
+
+// TestOddRandom pulls from registries that are odd in several ways at once, directly
+// and through a node, as TestOdd does.
+func TestOddRandom(t *testing.T) {
+	n, first := number(t, envOddSeeds, 300), number(t, envOddFirst, 1)
+	registries := odd.Random(first, n)
+	world := startOdd(t, registries, cluster.Config{Nodes: 1, Alone: true})
+	start := time.Now()
+	found, err := odd.Judge(t.Context(), world.Server, world.faces[0], world.faces[0])
+	must(t, err)
+	byName := map[string]odd.Behaviour{}
+	for _, behaviours := range registries {
+		for _, b := range behaviours {
+			byName[b.Name] = b
+		}
+	}
+	var worse int
+	for _, v := range found {
+		if len(v.Worse) > 0 {
+			worse++
+			t.Logf("seed %s, %s:\n\t%s\n\t%s", strings.TrimPrefix(v.Behaviour, "random-"), v.Client,
+				strings.Join(v.Worse, "\n\t"), byName[v.Behaviour])
+		}
+	}
+	t.Logf("%d of %d random registries are worse through the node, in %.0f s", worse, n, time.Since(start).Seconds())
+	if float64(worse) > randomWorse*float64(n) {
+		t.Errorf("%d of %d are worse than directly, want %.0f at most; %s=SEED %s=1 makes one again", worse, n, randomWorse*float64(n), envOddFirst, envOddSeeds)
+	}
+}
+
+// number is a number in the environment.
+func number(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	must(t, err)
+	return n
+}
