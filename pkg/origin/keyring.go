@@ -123,12 +123,14 @@ func (k *keyring) look(ctx context.Context, names []string, entry string) (auth.
 		var cred auth.Credential
 		var err error
 		if helper := keys.helper(name); helper != "" {
-			cred, err = credentials.NewNativeStore(helper).Get(ctx, name)
+			if cred, err = credentials.NewNativeStore(helper).Get(ctx, name); err != nil {
+				err = fmt.Errorf("%w: %s by %s: %s", ErrCredentials, name, k.path, reason(err))
+			}
 		} else if key, ok := keys.host(name); ok {
 			cred, err = k.read(ctx, key)
 		}
 		if err != nil {
-			return auth.EmptyCredential, fmt.Errorf("%w: %s by %s: %s", ErrCredentials, name, k.path, reason(err))
+			return auth.EmptyCredential, err
 		}
 		if cred != auth.EmptyCredential {
 			return cred, nil

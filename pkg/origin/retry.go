@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -25,7 +26,7 @@ func permanent(err error) bool {
 		unknown x509.UnknownAuthorityError
 		name    x509.HostnameError
 	)
-	return errors.Is(err, ErrForbiddenAddress) || errors.Is(err, ErrRedirect) || errors.Is(err, ErrProtocol) ||
+	return errors.Is(err, ErrForbiddenAddress) || refusesCertificate(err) || errors.Is(err, ErrRedirect) || errors.Is(err, ErrProtocol) ||
 		errors.As(err, &cert) || errors.As(err, &unknown) || errors.As(err, &name)
 }
 
@@ -51,4 +52,12 @@ func passing(code int) bool {
 func isDead(err error) bool {
 	op := (*net.OpError)(nil)
 	return errors.As(err, &op) && op.Op != "dial" && errors.Is(err, syscall.ETIMEDOUT)
+}
+
+// refusesCertificate tells whether a server ended the handshake, or what came after
+// it, because of the certificate that this node showed, or did not. The library's
+// alerts have no type.
+func refusesCertificate(err error) bool {
+	op := (*net.OpError)(nil)
+	return errors.As(err, &op) && op.Op == "remote error" && op.Err != nil && strings.Contains(op.Err.Error(), "certificate")
 }

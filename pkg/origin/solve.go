@@ -29,6 +29,7 @@ import (
 //     private addresses of other hosts, which many companies have.
 type solver struct {
 	home      *url.URL
+	registry  string   // its name
 	keys      *keyring // nil: none
 	anybody   bool     // without a credential, ask for what anybody may have
 	names     []string // of the credential in keys
@@ -67,7 +68,7 @@ const maxTokenBody = 128 << 10
 
 func newSolver(c *Client, registry string, home *url.URL, keys *keyring, anybody bool) *solver {
 	s := &solver{
-		home: home, keys: keys, anybody: anybody, names: keyNames(registry, home),
+		home: home, registry: registry, keys: keys, anybody: anybody, names: keyNames(registry, home),
 		wire: c.wire, log: c.log.With(zap.String("registry", registry)), userAgent: c.cfg.UserAgent,
 	}
 	s.library = &auth.Client{
@@ -259,7 +260,7 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 			Method: req.Method, URL: u, Host: u.Host, Header: header, Body: req.Body, ContentLength: req.ContentLength,
 			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		}
-		resp, err := s.wire.send(out.WithContext(req.Context()), route{home: originOf(s.home), away: left, lane: laneAsk})
+		resp, err := s.sendRealm(out.WithContext(req.Context()), req.GetBody, left)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", redactURL(u), err)
 		}
@@ -282,6 +283,32 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 }
 
 const maxTokenHops = 5
+
+// sendRealm sends one token request. A realm at the registry's own name that cannot
+// be reached there is looked for at the endpoint, which the operator says the name is
+// served at.
+func (s *solver) sendRealm(req *http.Request, body func() (io.ReadCloser, error), left bool) (*http.Response, error) {
+	r := route{home: originOf(s.home), away: left, lane: laneAsk}
+	resp, err := s.wire.send(req, r)
+	if err == nil || left || req.Context().Err() != nil {
+		return resp, err
+	}
+	name, bad := ParseRegistry(req.URL.Host)
+	if bad != nil || name != s.registry || originOf(req.URL) == originOf(s.home) {
+		return nil, err
+	}
+	there := *req
+	there.URL, there.Host = atEndpoint(s.home, req.URL), s.home.Host
+	if body != nil {
+		if there.Body, bad = body(); bad != nil {
+			return nil, err
+		}
+	}
+	if resp, bad = s.wire.send(&there, r); bad != nil {
+		return nil, err
+	}
+	return resp, nil
+}
 
 func (s *solver) realmAnswer(req *http.Request, resp *http.Response, u *url.URL) (*http.Response, error) {
 	if resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests {

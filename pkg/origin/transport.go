@@ -37,12 +37,7 @@ type transport struct{ c *Client }
 func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if endpoint := t.c.endpointAt(req.URL); endpoint != nil {
 		out := *req
-		u := *req.URL
-		u.Scheme, u.Host, u.Path = endpoint.Scheme, endpoint.Host, endpoint.Path+req.URL.Path
-		if req.URL.RawPath != "" {
-			u.RawPath = endpoint.EscapedPath() + req.URL.RawPath
-		}
-		out.URL, out.Host = &u, endpoint.Host
+		out.URL, out.Host = atEndpoint(endpoint, req.URL), endpoint.Host
 		req = &out
 	}
 	r := route{home: originOf(req.URL), lane: lanePass}
@@ -64,4 +59,14 @@ func (c *Client) endpointAt(u *url.URL) *url.URL {
 		return nil
 	}
 	return endpoint
+}
+
+// atEndpoint is u at an endpoint instead of its own host, below the prefix.
+func atEndpoint(endpoint, u *url.URL) *url.URL {
+	out := *u
+	out.Scheme, out.Host, out.Path = endpoint.Scheme, endpoint.Host, endpoint.Path+u.Path
+	if u.RawPath != "" {
+		out.RawPath = endpoint.EscapedPath() + u.RawPath
+	}
+	return &out
 }

@@ -243,8 +243,8 @@ func TestClientCertificate(t *testing.T) {
 		t.Errorf("shown to each: %s", got)
 	}
 	without := liveClient(t, Host{Endpoint: w.registry.URL, CAFile: h.CAFile})
-	if err := w.read(t, without); err == nil {
-		t.Error("the registry served a client without a certificate")
+	if err := w.read(t, without); err == nil || !strings.Contains(err.Error(), "certFile") {
+		t.Errorf("without the certificate: %v", err)
 	}
 	// A hop elsewhere that leads back chose the path: it is not ours to vouch for.
 	back := w.ca.serve(tls.NoClientCert, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -254,8 +254,8 @@ func TestClientCertificate(t *testing.T) {
 		http.Redirect(rw, r, back.URL, http.StatusTemporaryRedirect)
 	})
 	c = liveClient(t, h)
-	if err := w.read(t, c); err == nil {
-		t.Error("the certificate was shown at a path that another host chose")
+	if err := w.read(t, c); err == nil || !strings.Contains(err.Error(), "certFile") {
+		t.Errorf("at a path that another host chose the certificate was shown: %v", err)
 	}
 
 	// A renewed one is used by the next connection; a half-written one is not.
@@ -374,6 +374,41 @@ func TestListedNamesWithPorts(t *testing.T) {
 		got, err := client.host(Ref{Registry: c.asked})
 		if c.same != (err == nil && got == list) {
 			t.Errorf("%s listed at %s, asked as %s: %v, %v", c.listed, c.endpoint, c.asked, got, err)
+		}
+	}
+}
+
+// A registry at another endpoint than its name may name its realm by its name.
+func TestRealmAtTheNameOfAnEndpoint(t *testing.T) {
+	for _, identity := range []bool{false, true} { // by GET, and by POST
+		n, asked := newMemNet(), []string{}
+		n.serve(t, "10.0.0.1:80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			switch {
+			case strings.HasPrefix(r.URL.Path, "/prefix/token"):
+				asked = append(asked, fmt.Sprint(r.Method, " ", strings.Contains(string(body), "refresh_token=identity")))
+				_, _ = io.WriteString(w, `{"token":"open","access_token":"open"}`)
+			case r.Header.Get("Authorization") != "Bearer open":
+				w.Header().Set("Www-Authenticate", `Bearer realm="http://`+testRegistry+`/token",service="reg",scope="x"`)
+				w.WriteHeader(http.StatusUnauthorized)
+			}
+		}))
+		c := testClient(t, n, func(c *Config) {
+			c.Hosts = []Host{{Name: testRegistry, Endpoint: "http://10.0.0.1/prefix"}}
+			if identity {
+				c.DockerConfig = mustWrite(t, "c.json", `{"auths":{"`+testRegistry+`":{"identitytoken":"identity"}}}`)
+			}
+		})
+		resp, err := c.Solver().Head(t.Context(), tagRef("v1"), nil)
+		want := "[GET false]"
+		if identity {
+			want = "[POST true]"
+		}
+		if code := status(t, resp, err); code != http.StatusOK || fmt.Sprint(asked) != want {
+			t.Errorf("%d, realm asked by %v", code, asked)
+		}
+		if n.dials[1] != testRegistry+":80" {
+			t.Errorf("dialled %v; what the realm spells comes first", n.dials)
 		}
 	}
 }

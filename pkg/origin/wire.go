@@ -61,6 +61,9 @@ func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
 		w.metrics.requests.WithLabelValues("error").Inc()
 		err = cause(ctx, err)
 		cancel(nil)
+		if refusesCertificate(err) {
+			err = fmt.Errorf("%w; certFile and keyFile under origin.hosts say which client certificate a host is shown", err)
+		}
 		if errors.Is(err, io.EOF) {
 			// To a reader io.EOF would say that all is there.
 			err = fmt.Errorf("connection closed without an answer: %w", io.ErrUnexpectedEOF)
