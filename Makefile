@@ -19,6 +19,10 @@ LAB ?=
 # Flags of the load program of `make load`.
 LOAD ?=
 
+# Where `make install` puts the programs; DESTDIR goes before it, for packages.
+PREFIX ?= /usr/local
+DESTDIR ?=
+
 BIN := bin
 TOOLS := .cache/bin
 LINTER := $(TOOLS)/golangci-lint
@@ -33,13 +37,17 @@ ifeq ($(shell git rev-parse --verify HEAD >/dev/null 2>&1 && echo yes),)
 export GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=false
 endif
 
-.PHONY: help build test needs vet house unit e2e lint race fuzz bench benchmarks sim lab load demo proto proto-check clean
+.PHONY: help build install test needs vet house unit e2e lint race fuzz bench benchmarks sim lab load demo proto proto-check clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build static programs: bin/scheduler, bin/seed, bin/dfget
 	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/ ./scheduler ./seed ./dfget
+
+install: build ## install the programs to DESTDIR$(PREFIX)/bin, PREFIX being /usr/local
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BIN)/scheduler $(BIN)/seed $(BIN)/dfget $(DESTDIR)$(PREFIX)/bin/
 
 test: needs vet house unit lint e2e ## run everything, cheap failures first; as root it installs what is missing
 

@@ -59,9 +59,14 @@ explained.`,
 	options := func() config.Options {
 		return config.Options{File: *file, DefaultFile: defaultFile, Env: os.Environ(), Flags: flags}
 	}
-	open := func(empty func(dir string) error) (*identity.CA, error) {
+	load := func() (Config, error) {
 		cfg := DefaultConfig()
-		if _, err := config.Load(&cfg, options()); err != nil {
+		_, err := config.Load(&cfg, options())
+		return cfg, err
+	}
+	open := func(empty func(dir string) error) (*identity.CA, error) {
+		cfg, err := load()
+		if err != nil {
 			return nil, err
 		}
 		dir := filepath.Join(cfg.StateDir, "ca")
@@ -86,7 +91,7 @@ explained.`,
 	root.AddCommand(
 		newServeCommand(options),
 		newTokenCommand(openCA, makeCA),
-		newNodeCommand(openCA),
+		newNodeCommand(openCA, load),
 		newSimCommand(sim.Run),
 		config.Command(func() any { c := DefaultConfig(); return &c }, options),
 	)

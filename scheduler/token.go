@@ -133,11 +133,11 @@ func newTokenRevokeCommand(openCA caOpener) *cobra.Command {
 	}
 }
 
-// newNodeCommand shuts nodes out of the cluster and lets them in again.
-func newNodeCommand(openCA caOpener) *cobra.Command {
+// newNodeCommand lists nodes, shuts them out of the cluster and lets them in again.
+func newNodeCommand(openCA caOpener, load func() (Config, error)) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "node",
-		Short: "Shut a node out of the cluster, or let it in again",
+		Short: "List nodes, shut one out of the cluster, or let it in again",
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -156,6 +156,6 @@ func newNodeCommand(openCA caOpener) *cobra.Command {
 			return do(ca, args[0])
 		}
 	}
-	c.AddCommand(deny, allow)
+	c.AddCommand(newNodeListCommand(openCA, load), deny, allow)
 	return c
 }

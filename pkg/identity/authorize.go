@@ -28,6 +28,7 @@ func MethodRoles() map[string][]Role {
 		damselflyv1.Peer_Holdings_FullMethodName:           {RoleNode, RoleSeed},
 		damselflyv1.Peer_Credential_FullMethodName:         {RoleSeed},
 		damselflyv1.Scheduler_Attend_FullMethodName:        {RoleNode, RoleSeed},
+		damselflyv1.Scheduler_Nodes_FullMethodName:         {RoleScheduler},
 	}
 }
 

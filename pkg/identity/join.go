@@ -88,7 +88,7 @@ func Join(ctx context.Context, dir, scheduler, token string, o Options) (*Identi
 	if err != nil {
 		return nil, fmt.Errorf("join the cluster: %w", err)
 	}
-	o.log().Info("joined the cluster", zap.Stringer("peer", c.peer), zap.Time("expires", c.leaf.NotAfter))
+	o.log().Info("joined the cluster", zap.String("node", c.peer.ID), zap.String("role", string(c.peer.Role)), zap.String("cluster", c.peer.Cluster), zap.Time("expires", c.leaf.NotAfter))
 	return newIdentity(key, dir, c, remote, o)
 }
 

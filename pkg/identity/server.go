@@ -94,7 +94,7 @@ func (s *server) join(request *damselflyv1.JoinRequest, log *zap.Logger) (*damse
 	if want != "" && want != RoleNode && want != RoleSeed {
 		return nil, status.Errorf(codes.InvalidArgument, "role %q: want %s or %s", clip(string(want)), RoleNode, RoleSeed)
 	}
-	log = log.With(zap.String("peer", id))
+	log = log.With(zap.String("node", id))
 	if err := s.refuseDenied(id, log); err != nil {
 		return nil, err
 	}
@@ -165,7 +165,7 @@ func (s *server) renew(caller Peer, request *damselflyv1.RenewRequest) (*damself
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "certificate request: %v", err)
 	}
-	log := s.log.With(zap.String("peer", caller.ID))
+	log := s.log.With(zap.String("node", caller.ID))
 	if id != caller.ID {
 		log.Warn("refused a renewal for another key", zap.String("requested", id))
 		return nil, status.Error(codes.PermissionDenied, "the request's key is not that of the caller's certificate: a new key must join")

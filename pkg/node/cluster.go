@@ -198,7 +198,7 @@ func (m *member) run(ctx context.Context) error {
 	attend := &damselflyv1.Attend{
 		Address: address, UploadSlots: uint32(m.cfg.Peer.UploadSlots), DownloadSlots: uint32(m.cfg.Peer.DownloadSlots),
 		Region: m.cfg.Topology.Region, Zone: m.cfg.Topology.Zone, Rack: m.cfg.Topology.Rack,
-		Release: config.ReadBuild().Version,
+		Release: config.ReadBuild().Version, Host: hostName(),
 	}
 	keep := newKeeper(m.cfg.DataDir, m.log)
 	set := control.New(control.Config{
@@ -212,6 +212,15 @@ func (m *member) run(ctx context.Context) error {
 	g.Go(func() error { return keep.run(ctx) })
 	g.Go(func() error { return m.serve(ctx, id, set.Sending) })
 	return g.Wait()
+}
+
+// hostName is the machine's name for people; empty where it has none.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return name[:min(len(name), 253)]
 }
 
 // join gets the node's identity, trying every scheduler for as long as it takes: one

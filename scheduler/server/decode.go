@@ -45,7 +45,7 @@ func (d decoder) attend(m *damselflyv1.NodeMessage) (*core.Attend, error) {
 		return nil, fmt.Errorf("attend.protocol: this scheduler speaks version %d, the node %d; run releases that are next to each other", Protocol, a.GetProtocol())
 	}
 	for name, v := range map[string]string{
-		"address": a.GetAddress(), "region": a.GetRegion(), "zone": a.GetZone(), "rack": a.GetRack(), "release": a.GetRelease(),
+		"address": a.GetAddress(), "region": a.GetRegion(), "zone": a.GetZone(), "rack": a.GetRack(), "release": a.GetRelease(), "host": a.GetHost(),
 	} {
 		if len(v) > maxName {
 			return nil, fmt.Errorf("attend.%s: %d bytes, at most %d are taken", name, len(v), maxName)

@@ -179,6 +179,9 @@ func (s *Server) take(e envelope) {
 
 func (s *Server) attend(e envelope, now time.Duration) {
 	node := e.from.node
+	if s.rival(e.from, now) {
+		return
+	}
 	if old, ok := s.streams[node]; ok {
 		old.end(status.New(codes.Aborted, "the node has opened another stream"))
 	}
@@ -190,6 +193,7 @@ func (s *Server) attend(e envelope, now time.Duration) {
 		a.seed, s.retell = e.attend.Address, true
 	}
 	s.streams[node] = a
+	s.roster.came(e.attend, e.from)
 	// Not before: whoever is welcome attends, and a stream opened later replaces this one.
 	s.tell(a, item{wire: &damselflyv1.Decision{Decision: &damselflyv1.Decision_Welcome{Welcome: &damselflyv1.Welcome{Protocol: Protocol, Release: s.cfg.Release}}}})
 	if s.told != nil {
@@ -207,6 +211,7 @@ func (s *Server) leave(st *stream, why string) {
 		return
 	}
 	delete(s.streams, st.node)
+	s.roster.went(st.node)
 	s.retell = s.retell || a.seed != ""
 	s.apply(&core.Leave{Node: st.node})
 	s.log.Info("a node has left", zap.String("node", st.node), zap.String("why", why))

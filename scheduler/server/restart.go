@@ -44,6 +44,9 @@ func (s *Server) restart(p any) error {
 	for _, a := range s.streams {
 		a.end(status.New(codes.Unavailable, "the scheduler has lost what it knew; attend again"))
 	}
+	for node := range s.streams {
+		s.roster.went(node)
+	}
 	clear(s.streams)
 	clear(s.out)
 	s.out, s.touched, s.applying = s.out[:0], nil, nil

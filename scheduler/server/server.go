@@ -26,6 +26,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
@@ -83,6 +84,7 @@ type Server struct {
 	inbox   *inbox
 	behind  atomic.Int64 // how long what the owner took last had waited, in nanoseconds
 	senders senders
+	roster  roster
 
 	// Owned by Run.
 	newState  func(seed uint64) mind
@@ -103,7 +105,8 @@ type Server struct {
 	retell    bool                  // that has changed
 	trace     *tracer
 	admission admission
-	failures  []time.Duration // of the core, within restartsWithin
+	rivals    map[string]*rivalry // by node
+	failures  []time.Duration     // of the core, within restartsWithin
 }
 
 // mind is the state that is driven: a core.State.
@@ -135,6 +138,7 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Server, error
 		cfg: cfg, log: log, epoch: time.Now(), inbox: newInbox(),
 		newState: func(seed uint64) mind { return core.New(cfg.Core, seed) },
 		streams:  map[string]*attendance{}, members: cfg.Schedulers,
+		rivals: map[string]*rivalry{}, roster: roster{nodes: map[string]entry{}},
 	}
 	s.state = s.newState(cfg.Seed)
 	var err error
@@ -159,12 +163,17 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	said := first.GetEvents()[0].GetAttend()
 	first.Events = first.Events[1:]
 	rest, err := d.message(first)
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	st := newStream(id, &s.senders, g.Send)
+	st.hello, st.address = hello{said.GetHost(), said.GetRelease()}, attend.Address
+	if p, ok := peer.FromContext(g.Context()); ok {
+		st.remote = hostOf(p.Addr)
+	}
 	if !s.submit(st, envelope{attend: attend, message: rest}) {
 		return status.Error(codes.Unavailable, "the scheduler is stopping")
 	}

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -52,12 +53,18 @@ func newWorld(t *testing.T) *world {
 
 func newWorldWith(t *testing.T, cfg server.Config) *world {
 	t.Helper()
+	return newWorldLogged(t, cfg, zapcore.NewNopCore())
+}
+
+// newWorldLogged is newWorldWith whose log goes to a core.
+func newWorldLogged(t *testing.T, cfg server.Config, logs zapcore.Core) *world {
+	t.Helper()
 	w := &world{t: t, trace: &bytes.Buffer{}}
 	cfg.Caller, cfg.Release = caller, "test"
 	if cfg.Trace == nil {
 		cfg.Trace = w.trace
 	}
-	s, err := server.New(cfg, zap.NewNop(), nil)
+	s, err := server.New(cfg, zap.New(logs), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

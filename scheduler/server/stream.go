@@ -32,6 +32,9 @@ const spareItems = 4
 // its outbox and never waits for it; senders send what is there.
 type stream struct {
 	node    string
+	hello   hello
+	address string // of its Peer service
+	remote  string // the host that its connection comes from
 	send    func(*damselflyv1.SchedulerMessage) error
 	senders *senders
 	ended   chan struct{} // closed by end

@@ -70,7 +70,7 @@ func (x Origin_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Origin_Kind.Descriptor instead.
 func (Origin_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{5, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // Who waits. Unknown values count as background.
@@ -123,7 +123,7 @@ func (x Want_Priority) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Want_Priority.Descriptor instead.
 func (Want_Priority) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{11, 0}
 }
 
 type Failed_Reason int32
@@ -198,7 +198,209 @@ func (x Failed_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Failed_Reason.Descriptor instead.
 func (Failed_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18, 0}
+}
+
+type NodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesRequest) Reset() {
+	*x = NodesRequest{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesRequest) ProtoMessage() {}
+
+func (x *NodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesRequest.ProtoReflect.Descriptor instead.
+func (*NodesRequest) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{0}
+}
+
+type NodesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By node ID.
+	Nodes         []*NodeInfo `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodesResponse) Reset() {
+	*x = NodesResponse{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodesResponse) ProtoMessage() {}
+
+func (x *NodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodesResponse.ProtoReflect.Descriptor instead.
+func (*NodesResponse) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *NodesResponse) GetNodes() []*NodeInfo {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeInfo is a node as a scheduler sees it. What it says of itself is not proven; its ID
+// and whether it is a seed are, by its certificate.
+type NodeInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Seed  bool                   `protobuf:"varint,2,opt,name=seed,proto3" json:"seed,omitempty"`
+	// As in its Attend.
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Host    string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	Release string `protobuf:"bytes,5,opt,name=release,proto3" json:"release,omitempty"`
+	Region  string `protobuf:"bytes,6,opt,name=region,proto3" json:"region,omitempty"`
+	Zone    string `protobuf:"bytes,7,opt,name=zone,proto3" json:"zone,omitempty"`
+	Rack    string `protobuf:"bytes,8,opt,name=rack,proto3" json:"rack,omitempty"`
+	// It attends now.
+	Attends bool `protobuf:"varint,9,opt,name=attends,proto3" json:"attends,omitempty"`
+	// When it was heard last.
+	SeenMillisecondsAgo uint64 `protobuf:"varint,10,opt,name=seen_milliseconds_ago,json=seenMillisecondsAgo,proto3" json:"seen_milliseconds_ago,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *NodeInfo) Reset() {
+	*x = NodeInfo{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeInfo) ProtoMessage() {}
+
+func (x *NodeInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
+func (*NodeInfo) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NodeInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetSeed() bool {
+	if x != nil {
+		return x.Seed
+	}
+	return false
+}
+
+func (x *NodeInfo) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetRack() string {
+	if x != nil {
+		return x.Rack
+	}
+	return ""
+}
+
+func (x *NodeInfo) GetAttends() bool {
+	if x != nil {
+		return x.Attends
+	}
+	return false
+}
+
+func (x *NodeInfo) GetSeenMillisecondsAgo() uint64 {
+	if x != nil {
+		return x.SeenMillisecondsAgo
+	}
+	return 0
 }
 
 // NodeMessage carries events from a node, oldest first.
@@ -211,7 +413,7 @@ type NodeMessage struct {
 
 func (x *NodeMessage) Reset() {
 	*x = NodeMessage{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[0]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -223,7 +425,7 @@ func (x *NodeMessage) String() string {
 func (*NodeMessage) ProtoMessage() {}
 
 func (x *NodeMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[0]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -236,7 +438,7 @@ func (x *NodeMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeMessage.ProtoReflect.Descriptor instead.
 func (*NodeMessage) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeMessage) GetEvents() []*NodeEvent {
@@ -267,7 +469,7 @@ type NodeEvent struct {
 
 func (x *NodeEvent) Reset() {
 	*x = NodeEvent{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[1]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +481,7 @@ func (x *NodeEvent) String() string {
 func (*NodeEvent) ProtoMessage() {}
 
 func (x *NodeEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[1]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +494,7 @@ func (x *NodeEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEvent.ProtoReflect.Descriptor instead.
 func (*NodeEvent) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{1}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeEvent) GetEvent() isNodeEvent_Event {
@@ -466,7 +668,7 @@ type SchedulerMessage struct {
 
 func (x *SchedulerMessage) Reset() {
 	*x = SchedulerMessage{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[2]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -478,7 +680,7 @@ func (x *SchedulerMessage) String() string {
 func (*SchedulerMessage) ProtoMessage() {}
 
 func (x *SchedulerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[2]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -491,7 +693,7 @@ func (x *SchedulerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SchedulerMessage.ProtoReflect.Descriptor instead.
 func (*SchedulerMessage) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{2}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SchedulerMessage) GetDecisions() []*Decision {
@@ -521,7 +723,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[3]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +735,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[3]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +748,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{3}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Decision) GetDecision() isDecision_Decision {
@@ -706,7 +908,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[4]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +920,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[4]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +933,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{4}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Run) GetFirst() uint32 {
@@ -769,7 +971,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[5]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +983,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[5]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +996,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{5}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Origin) GetKind() Origin_Kind {
@@ -845,7 +1047,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[6]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1059,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[6]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1072,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{6}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Holder) GetNode() string {
@@ -900,14 +1102,16 @@ type Attend struct {
 	Zone          string `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`
 	Rack          string `protobuf:"bytes,7,opt,name=rack,proto3" json:"rack,omitempty"`
 	// Release of the node's program, for logs.
-	Release       string `protobuf:"bytes,8,opt,name=release,proto3" json:"release,omitempty"`
+	Release string `protobuf:"bytes,8,opt,name=release,proto3" json:"release,omitempty"`
+	// Name of the node's machine, for people.
+	Host          string `protobuf:"bytes,9,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attend) Reset() {
 	*x = Attend{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1123,7 @@ func (x *Attend) String() string {
 func (*Attend) ProtoMessage() {}
 
 func (x *Attend) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1136,7 @@ func (x *Attend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attend.ProtoReflect.Descriptor instead.
 func (*Attend) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{7}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Attend) GetProtocol() uint32 {
@@ -991,6 +1195,13 @@ func (x *Attend) GetRelease() string {
 	return ""
 }
 
+func (x *Attend) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
 // Want says that a client of this node waits for pieces of a blob. A second
 // Want for the same blob replaces the first.
 type Want struct {
@@ -1009,7 +1220,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1232,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1245,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Want) GetDigest() string {
@@ -1089,7 +1300,7 @@ type Unwant struct {
 
 func (x *Unwant) Reset() {
 	*x = Unwant{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1101,7 +1312,7 @@ func (x *Unwant) String() string {
 func (*Unwant) ProtoMessage() {}
 
 func (x *Unwant) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1114,7 +1325,7 @@ func (x *Unwant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unwant.ProtoReflect.Descriptor instead.
 func (*Unwant) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{9}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Unwant) GetDigest() string {
@@ -1143,7 +1354,7 @@ type Have struct {
 
 func (x *Have) Reset() {
 	*x = Have{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1366,7 @@ func (x *Have) String() string {
 func (*Have) ProtoMessage() {}
 
 func (x *Have) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1379,7 @@ func (x *Have) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Have.ProtoReflect.Descriptor instead.
 func (*Have) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{10}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Have) GetDigest() string {
@@ -1223,7 +1434,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1446,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1459,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{11}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Drop) GetDigest() string {
@@ -1270,7 +1481,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1493,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1506,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{12}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Done) GetLease() uint64 {
@@ -1330,7 +1541,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1553,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1566,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Ending) GetLease() uint64 {
@@ -1378,7 +1589,7 @@ type Slots struct {
 
 func (x *Slots) Reset() {
 	*x = Slots{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1601,7 @@ func (x *Slots) String() string {
 func (*Slots) ProtoMessage() {}
 
 func (x *Slots) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1614,7 @@ func (x *Slots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slots.ProtoReflect.Descriptor instead.
 func (*Slots) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{14}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Slots) GetUpload() uint32 {
@@ -1435,7 +1646,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1658,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1671,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Failed) GetLease() uint64 {
@@ -1502,7 +1713,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1725,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1738,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{16}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Ping) GetNumber() uint64 {
@@ -1548,7 +1759,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1771,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1784,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{17}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1616,7 +1827,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1839,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1852,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Lease) GetId() uint64 {
@@ -1724,7 +1935,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1947,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1960,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Cancel) GetLeases() []uint64 {
@@ -1770,7 +1981,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1782,7 +1993,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1795,7 +2006,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{20}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Queued) GetDigest() string {
@@ -1816,7 +2027,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +2039,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +2052,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{21}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Revoke) GetDigest() string {
@@ -1861,7 +2072,7 @@ type Tell struct {
 
 func (x *Tell) Reset() {
 	*x = Tell{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2084,7 @@ func (x *Tell) String() string {
 func (*Tell) ProtoMessage() {}
 
 func (x *Tell) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2097,7 @@ func (x *Tell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tell.ProtoReflect.Descriptor instead.
 func (*Tell) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{22}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Tell) GetDigest() string {
@@ -1911,7 +2122,7 @@ type Refuse struct {
 
 func (x *Refuse) Reset() {
 	*x = Refuse{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2134,7 @@ func (x *Refuse) String() string {
 func (*Refuse) ProtoMessage() {}
 
 func (x *Refuse) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2147,7 @@ func (x *Refuse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refuse.ProtoReflect.Descriptor instead.
 func (*Refuse) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{23}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Refuse) GetDigest() string {
@@ -1976,7 +2187,7 @@ type Schedulers struct {
 
 func (x *Schedulers) Reset() {
 	*x = Schedulers{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2199,7 @@ func (x *Schedulers) String() string {
 func (*Schedulers) ProtoMessage() {}
 
 func (x *Schedulers) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2212,7 @@ func (x *Schedulers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedulers.ProtoReflect.Descriptor instead.
 func (*Schedulers) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{24}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Schedulers) GetMembers() []*Holder {
@@ -2027,7 +2238,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2250,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2263,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{25}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Pong) GetNumber() uint64 {
@@ -2066,7 +2277,22 @@ var File_damselfly_v1_scheduler_proto protoreflect.FileDescriptor
 
 const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdamselfly/v1/scheduler.proto\x12\fdamselfly.v1\">\n" +
+	"\x1cdamselfly/v1/scheduler.proto\x12\fdamselfly.v1\"\x0e\n" +
+	"\fNodesRequest\"=\n" +
+	"\rNodesResponse\x12,\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x16.damselfly.v1.NodeInfoR\x05nodes\"\x88\x02\n" +
+	"\bNodeInfo\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04seed\x18\x02 \x01(\bR\x04seed\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x12\x18\n" +
+	"\arelease\x18\x05 \x01(\tR\arelease\x12\x16\n" +
+	"\x06region\x18\x06 \x01(\tR\x06region\x12\x12\n" +
+	"\x04zone\x18\a \x01(\tR\x04zone\x12\x12\n" +
+	"\x04rack\x18\b \x01(\tR\x04rack\x12\x18\n" +
+	"\aattends\x18\t \x01(\bR\aattends\x122\n" +
+	"\x15seen_milliseconds_ago\x18\n" +
+	" \x01(\x04R\x13seenMillisecondsAgo\">\n" +
 	"\vNodeMessage\x12/\n" +
 	"\x06events\x18\x01 \x03(\v2\x17.damselfly.v1.NodeEventR\x06events\"\xd3\x03\n" +
 	"\tNodeEvent\x12.\n" +
@@ -2116,7 +2342,7 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\bKIND_URL\x10\x03\"6\n" +
 	"\x06Holder\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xe2\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xf6\x01\n" +
 	"\x06Attend\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
@@ -2125,7 +2351,8 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x06region\x18\x05 \x01(\tR\x06region\x12\x12\n" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x12\n" +
 	"\x04rack\x18\a \x01(\tR\x04rack\x12\x18\n" +
-	"\arelease\x18\b \x01(\tR\arelease\"\xc0\x02\n" +
+	"\arelease\x18\b \x01(\tR\arelease\x12\x12\n" +
+	"\x04host\x18\t \x01(\tR\x04host\"\xc0\x02\n" +
 	"\x04Want\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12%\n" +
@@ -2209,9 +2436,10 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\amembers\x18\x01 \x03(\v2\x14.damselfly.v1.HolderR\amembers\x12*\n" +
 	"\x05seeds\x18\x02 \x03(\v2\x14.damselfly.v1.HolderR\x05seeds\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number2T\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number2\x96\x01\n" +
 	"\tScheduler\x12G\n" +
-	"\x06Attend\x12\x19.damselfly.v1.NodeMessage\x1a\x1e.damselfly.v1.SchedulerMessage(\x010\x01BCZAgithub.com/damselfly-p2p/damselfly/proto/damselfly/v1;damselflyv1b\x06proto3"
+	"\x06Attend\x12\x19.damselfly.v1.NodeMessage\x1a\x1e.damselfly.v1.SchedulerMessage(\x010\x01\x12@\n" +
+	"\x05Nodes\x12\x1a.damselfly.v1.NodesRequest\x1a\x1b.damselfly.v1.NodesResponseBCZAgithub.com/damselfly-p2p/damselfly/proto/damselfly/v1;damselflyv1b\x06proto3"
 
 var (
 	file_damselfly_v1_scheduler_proto_rawDescOnce sync.Once
@@ -2226,80 +2454,86 @@ func file_damselfly_v1_scheduler_proto_rawDescGZIP() []byte {
 }
 
 var file_damselfly_v1_scheduler_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_damselfly_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_damselfly_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_damselfly_v1_scheduler_proto_goTypes = []any{
 	(Origin_Kind)(0),         // 0: damselfly.v1.Origin.Kind
 	(Want_Priority)(0),       // 1: damselfly.v1.Want.Priority
 	(Failed_Reason)(0),       // 2: damselfly.v1.Failed.Reason
-	(*NodeMessage)(nil),      // 3: damselfly.v1.NodeMessage
-	(*NodeEvent)(nil),        // 4: damselfly.v1.NodeEvent
-	(*SchedulerMessage)(nil), // 5: damselfly.v1.SchedulerMessage
-	(*Decision)(nil),         // 6: damselfly.v1.Decision
-	(*Run)(nil),              // 7: damselfly.v1.Run
-	(*Origin)(nil),           // 8: damselfly.v1.Origin
-	(*Holder)(nil),           // 9: damselfly.v1.Holder
-	(*Attend)(nil),           // 10: damselfly.v1.Attend
-	(*Want)(nil),             // 11: damselfly.v1.Want
-	(*Unwant)(nil),           // 12: damselfly.v1.Unwant
-	(*Have)(nil),             // 13: damselfly.v1.Have
-	(*Drop)(nil),             // 14: damselfly.v1.Drop
-	(*Done)(nil),             // 15: damselfly.v1.Done
-	(*Ending)(nil),           // 16: damselfly.v1.Ending
-	(*Slots)(nil),            // 17: damselfly.v1.Slots
-	(*Failed)(nil),           // 18: damselfly.v1.Failed
-	(*Ping)(nil),             // 19: damselfly.v1.Ping
-	(*Welcome)(nil),          // 20: damselfly.v1.Welcome
-	(*Lease)(nil),            // 21: damselfly.v1.Lease
-	(*Cancel)(nil),           // 22: damselfly.v1.Cancel
-	(*Queued)(nil),           // 23: damselfly.v1.Queued
-	(*Revoke)(nil),           // 24: damselfly.v1.Revoke
-	(*Tell)(nil),             // 25: damselfly.v1.Tell
-	(*Refuse)(nil),           // 26: damselfly.v1.Refuse
-	(*Schedulers)(nil),       // 27: damselfly.v1.Schedulers
-	(*Pong)(nil),             // 28: damselfly.v1.Pong
+	(*NodesRequest)(nil),     // 3: damselfly.v1.NodesRequest
+	(*NodesResponse)(nil),    // 4: damselfly.v1.NodesResponse
+	(*NodeInfo)(nil),         // 5: damselfly.v1.NodeInfo
+	(*NodeMessage)(nil),      // 6: damselfly.v1.NodeMessage
+	(*NodeEvent)(nil),        // 7: damselfly.v1.NodeEvent
+	(*SchedulerMessage)(nil), // 8: damselfly.v1.SchedulerMessage
+	(*Decision)(nil),         // 9: damselfly.v1.Decision
+	(*Run)(nil),              // 10: damselfly.v1.Run
+	(*Origin)(nil),           // 11: damselfly.v1.Origin
+	(*Holder)(nil),           // 12: damselfly.v1.Holder
+	(*Attend)(nil),           // 13: damselfly.v1.Attend
+	(*Want)(nil),             // 14: damselfly.v1.Want
+	(*Unwant)(nil),           // 15: damselfly.v1.Unwant
+	(*Have)(nil),             // 16: damselfly.v1.Have
+	(*Drop)(nil),             // 17: damselfly.v1.Drop
+	(*Done)(nil),             // 18: damselfly.v1.Done
+	(*Ending)(nil),           // 19: damselfly.v1.Ending
+	(*Slots)(nil),            // 20: damselfly.v1.Slots
+	(*Failed)(nil),           // 21: damselfly.v1.Failed
+	(*Ping)(nil),             // 22: damselfly.v1.Ping
+	(*Welcome)(nil),          // 23: damselfly.v1.Welcome
+	(*Lease)(nil),            // 24: damselfly.v1.Lease
+	(*Cancel)(nil),           // 25: damselfly.v1.Cancel
+	(*Queued)(nil),           // 26: damselfly.v1.Queued
+	(*Revoke)(nil),           // 27: damselfly.v1.Revoke
+	(*Tell)(nil),             // 28: damselfly.v1.Tell
+	(*Refuse)(nil),           // 29: damselfly.v1.Refuse
+	(*Schedulers)(nil),       // 30: damselfly.v1.Schedulers
+	(*Pong)(nil),             // 31: damselfly.v1.Pong
 }
 var file_damselfly_v1_scheduler_proto_depIdxs = []int32{
-	4,  // 0: damselfly.v1.NodeMessage.events:type_name -> damselfly.v1.NodeEvent
-	10, // 1: damselfly.v1.NodeEvent.attend:type_name -> damselfly.v1.Attend
-	11, // 2: damselfly.v1.NodeEvent.want:type_name -> damselfly.v1.Want
-	12, // 3: damselfly.v1.NodeEvent.unwant:type_name -> damselfly.v1.Unwant
-	13, // 4: damselfly.v1.NodeEvent.have:type_name -> damselfly.v1.Have
-	14, // 5: damselfly.v1.NodeEvent.drop:type_name -> damselfly.v1.Drop
-	15, // 6: damselfly.v1.NodeEvent.done:type_name -> damselfly.v1.Done
-	18, // 7: damselfly.v1.NodeEvent.failed:type_name -> damselfly.v1.Failed
-	19, // 8: damselfly.v1.NodeEvent.ping:type_name -> damselfly.v1.Ping
-	16, // 9: damselfly.v1.NodeEvent.ending:type_name -> damselfly.v1.Ending
-	17, // 10: damselfly.v1.NodeEvent.slots:type_name -> damselfly.v1.Slots
-	6,  // 11: damselfly.v1.SchedulerMessage.decisions:type_name -> damselfly.v1.Decision
-	20, // 12: damselfly.v1.Decision.welcome:type_name -> damselfly.v1.Welcome
-	21, // 13: damselfly.v1.Decision.lease:type_name -> damselfly.v1.Lease
-	22, // 14: damselfly.v1.Decision.cancel:type_name -> damselfly.v1.Cancel
-	23, // 15: damselfly.v1.Decision.queued:type_name -> damselfly.v1.Queued
-	24, // 16: damselfly.v1.Decision.revoke:type_name -> damselfly.v1.Revoke
-	25, // 17: damselfly.v1.Decision.tell:type_name -> damselfly.v1.Tell
-	26, // 18: damselfly.v1.Decision.refuse:type_name -> damselfly.v1.Refuse
-	28, // 19: damselfly.v1.Decision.pong:type_name -> damselfly.v1.Pong
-	27, // 20: damselfly.v1.Decision.schedulers:type_name -> damselfly.v1.Schedulers
-	0,  // 21: damselfly.v1.Origin.kind:type_name -> damselfly.v1.Origin.Kind
-	7,  // 22: damselfly.v1.Want.runs:type_name -> damselfly.v1.Run
-	8,  // 23: damselfly.v1.Want.origin:type_name -> damselfly.v1.Origin
-	7,  // 24: damselfly.v1.Want.urgent:type_name -> damselfly.v1.Run
-	1,  // 25: damselfly.v1.Want.priority:type_name -> damselfly.v1.Want.Priority
-	7,  // 26: damselfly.v1.Have.runs:type_name -> damselfly.v1.Run
-	2,  // 27: damselfly.v1.Failed.reason:type_name -> damselfly.v1.Failed.Reason
-	7,  // 28: damselfly.v1.Lease.run:type_name -> damselfly.v1.Run
-	9,  // 29: damselfly.v1.Lease.holder:type_name -> damselfly.v1.Holder
-	8,  // 30: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
-	9,  // 31: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
-	9,  // 32: damselfly.v1.Schedulers.members:type_name -> damselfly.v1.Holder
-	9,  // 33: damselfly.v1.Schedulers.seeds:type_name -> damselfly.v1.Holder
-	3,  // 34: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
-	5,  // 35: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
-	35, // [35:36] is the sub-list for method output_type
-	34, // [34:35] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	5,  // 0: damselfly.v1.NodesResponse.nodes:type_name -> damselfly.v1.NodeInfo
+	7,  // 1: damselfly.v1.NodeMessage.events:type_name -> damselfly.v1.NodeEvent
+	13, // 2: damselfly.v1.NodeEvent.attend:type_name -> damselfly.v1.Attend
+	14, // 3: damselfly.v1.NodeEvent.want:type_name -> damselfly.v1.Want
+	15, // 4: damselfly.v1.NodeEvent.unwant:type_name -> damselfly.v1.Unwant
+	16, // 5: damselfly.v1.NodeEvent.have:type_name -> damselfly.v1.Have
+	17, // 6: damselfly.v1.NodeEvent.drop:type_name -> damselfly.v1.Drop
+	18, // 7: damselfly.v1.NodeEvent.done:type_name -> damselfly.v1.Done
+	21, // 8: damselfly.v1.NodeEvent.failed:type_name -> damselfly.v1.Failed
+	22, // 9: damselfly.v1.NodeEvent.ping:type_name -> damselfly.v1.Ping
+	19, // 10: damselfly.v1.NodeEvent.ending:type_name -> damselfly.v1.Ending
+	20, // 11: damselfly.v1.NodeEvent.slots:type_name -> damselfly.v1.Slots
+	9,  // 12: damselfly.v1.SchedulerMessage.decisions:type_name -> damselfly.v1.Decision
+	23, // 13: damselfly.v1.Decision.welcome:type_name -> damselfly.v1.Welcome
+	24, // 14: damselfly.v1.Decision.lease:type_name -> damselfly.v1.Lease
+	25, // 15: damselfly.v1.Decision.cancel:type_name -> damselfly.v1.Cancel
+	26, // 16: damselfly.v1.Decision.queued:type_name -> damselfly.v1.Queued
+	27, // 17: damselfly.v1.Decision.revoke:type_name -> damselfly.v1.Revoke
+	28, // 18: damselfly.v1.Decision.tell:type_name -> damselfly.v1.Tell
+	29, // 19: damselfly.v1.Decision.refuse:type_name -> damselfly.v1.Refuse
+	31, // 20: damselfly.v1.Decision.pong:type_name -> damselfly.v1.Pong
+	30, // 21: damselfly.v1.Decision.schedulers:type_name -> damselfly.v1.Schedulers
+	0,  // 22: damselfly.v1.Origin.kind:type_name -> damselfly.v1.Origin.Kind
+	10, // 23: damselfly.v1.Want.runs:type_name -> damselfly.v1.Run
+	11, // 24: damselfly.v1.Want.origin:type_name -> damselfly.v1.Origin
+	10, // 25: damselfly.v1.Want.urgent:type_name -> damselfly.v1.Run
+	1,  // 26: damselfly.v1.Want.priority:type_name -> damselfly.v1.Want.Priority
+	10, // 27: damselfly.v1.Have.runs:type_name -> damselfly.v1.Run
+	2,  // 28: damselfly.v1.Failed.reason:type_name -> damselfly.v1.Failed.Reason
+	10, // 29: damselfly.v1.Lease.run:type_name -> damselfly.v1.Run
+	12, // 30: damselfly.v1.Lease.holder:type_name -> damselfly.v1.Holder
+	11, // 31: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
+	12, // 32: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
+	12, // 33: damselfly.v1.Schedulers.members:type_name -> damselfly.v1.Holder
+	12, // 34: damselfly.v1.Schedulers.seeds:type_name -> damselfly.v1.Holder
+	6,  // 35: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
+	3,  // 36: damselfly.v1.Scheduler.Nodes:input_type -> damselfly.v1.NodesRequest
+	8,  // 37: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
+	4,  // 38: damselfly.v1.Scheduler.Nodes:output_type -> damselfly.v1.NodesResponse
+	37, // [37:39] is the sub-list for method output_type
+	35, // [35:37] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_scheduler_proto_init() }
@@ -2307,7 +2541,7 @@ func file_damselfly_v1_scheduler_proto_init() {
 	if File_damselfly_v1_scheduler_proto != nil {
 		return
 	}
-	file_damselfly_v1_scheduler_proto_msgTypes[1].OneofWrappers = []any{
+	file_damselfly_v1_scheduler_proto_msgTypes[4].OneofWrappers = []any{
 		(*NodeEvent_Attend)(nil),
 		(*NodeEvent_Want)(nil),
 		(*NodeEvent_Unwant)(nil),
@@ -2319,7 +2553,7 @@ func file_damselfly_v1_scheduler_proto_init() {
 		(*NodeEvent_Ending)(nil),
 		(*NodeEvent_Slots)(nil),
 	}
-	file_damselfly_v1_scheduler_proto_msgTypes[3].OneofWrappers = []any{
+	file_damselfly_v1_scheduler_proto_msgTypes[6].OneofWrappers = []any{
 		(*Decision_Welcome)(nil),
 		(*Decision_Lease)(nil),
 		(*Decision_Cancel)(nil),
@@ -2336,7 +2570,7 @@ func file_damselfly_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_damselfly_v1_scheduler_proto_rawDesc), len(file_damselfly_v1_scheduler_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   26,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Scheduler_Attend_FullMethodName = "/damselfly.v1.Scheduler/Attend"
+	Scheduler_Nodes_FullMethodName  = "/damselfly.v1.Scheduler/Nodes"
 )
 
 // SchedulerClient is the client API for Scheduler service.
@@ -33,6 +34,9 @@ type SchedulerClient interface {
 	// Attend; the node's identity and role come from its certificate, never from
 	// a message. Messages batch what is ready; order within a stream is kept.
 	Attend(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[NodeMessage, SchedulerMessage], error)
+	// Nodes lists who attends this scheduler, and who did within the last day. It is for
+	// operators: who holds a scheduler's certificate may call it.
+	Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesResponse, error)
 }
 
 type schedulerClient struct {
@@ -56,6 +60,16 @@ func (c *schedulerClient) Attend(ctx context.Context, opts ...grpc.CallOption) (
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Scheduler_AttendClient = grpc.BidiStreamingClient[NodeMessage, SchedulerMessage]
 
+func (c *schedulerClient) Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NodesResponse)
+	err := c.cc.Invoke(ctx, Scheduler_Nodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SchedulerServer is the server API for Scheduler service.
 // All implementations must embed UnimplementedSchedulerServer
 // for forward compatibility.
@@ -67,6 +81,9 @@ type SchedulerServer interface {
 	// Attend; the node's identity and role come from its certificate, never from
 	// a message. Messages batch what is ready; order within a stream is kept.
 	Attend(grpc.BidiStreamingServer[NodeMessage, SchedulerMessage]) error
+	// Nodes lists who attends this scheduler, and who did within the last day. It is for
+	// operators: who holds a scheduler's certificate may call it.
+	Nodes(context.Context, *NodesRequest) (*NodesResponse, error)
 	mustEmbedUnimplementedSchedulerServer()
 }
 
@@ -79,6 +96,9 @@ type UnimplementedSchedulerServer struct{}
 
 func (UnimplementedSchedulerServer) Attend(grpc.BidiStreamingServer[NodeMessage, SchedulerMessage]) error {
 	return status.Error(codes.Unimplemented, "method Attend not implemented")
+}
+func (UnimplementedSchedulerServer) Nodes(context.Context, *NodesRequest) (*NodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Nodes not implemented")
 }
 func (UnimplementedSchedulerServer) mustEmbedUnimplementedSchedulerServer() {}
 func (UnimplementedSchedulerServer) testEmbeddedByValue()                   {}
@@ -108,13 +128,36 @@ func _Scheduler_Attend_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Scheduler_AttendServer = grpc.BidiStreamingServer[NodeMessage, SchedulerMessage]
 
+func _Scheduler_Nodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SchedulerServer).Nodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Scheduler_Nodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SchedulerServer).Nodes(ctx, req.(*NodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Scheduler_ServiceDesc is the grpc.ServiceDesc for Scheduler service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var Scheduler_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "damselfly.v1.Scheduler",
 	HandlerType: (*SchedulerServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Nodes",
+			Handler:    _Scheduler_Nodes_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Attend",
