@@ -194,6 +194,9 @@ func (s *streams) judge(t *trial, now time.Time) {
 		return
 	}
 	span := max(trialSpan, min(trialLimit, time.Duration(trialBytes/t.base*float64(time.Second))))
+	if t.base > busyRate {
+		span = 2 * trialSpan
+	}
 	over := t.from == 1 && (len(s.segs) == 0 || s.segs[0] == t.added[0] || s.segs[0].done) // the first has been cut
 	if took := now.Sub(t.sample.at); took < span && !(over && took >= span/2) {
 		if over {
