@@ -13,7 +13,7 @@ import (
 // nil and there is a body that stands at pos.
 func (r *reader) attempt() *failure {
 	c, gate := r.client, r.host.gate
-	if refused, err := gate.wait(r.ctx, c.cfg.MaxRetryAfter); err != nil {
+	if refused, err := gate.wait(r.ctx, r.question.pause, c.cfg.MaxRetryAfter); err != nil {
 		return &failure{err: err}
 	} else if refused != nil {
 		return &failure{err: refused.err(r.ref, time.Now())}
@@ -28,6 +28,7 @@ func (r *reader) attempt() *failure {
 		return &failure{err: err}
 	}
 	question, known := r.ranged()
+	sent := time.Now()
 	ans, err := c.wire.follow(r.ctx, question)
 	if err != nil {
 		leave()
@@ -38,13 +39,13 @@ func (r *reader) attempt() *failure {
 		return &failure{err: err, again: !permanent(err) && !hung, free: r.free(known)}
 	}
 	if ans.StatusCode == http.StatusOK || ans.StatusCode == http.StatusPartialContent {
-		gate.saw(time.Now(), nil)
+		gate.saw(question.pause, sent, time.Now(), nil)
 		ans.Body = &leavingBody{ReadCloser: ans.Body, leave: leave}
 		return r.take(ans, known)
 	}
 	refused := readRefusal(ans.Response)
 	leave()
-	return r.refuse(refused, ans.away, known)
+	return r.refuse(refused, ans.away, known, sent)
 }
 
 // ranged is the question for what is missing, and whether it goes straight to
@@ -72,7 +73,7 @@ func (r *reader) versioned() bool {
 }
 
 // refuse decides what an answer without content means.
-func (r *reader) refuse(refused *refusal, away, known bool) *failure {
+func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *failure {
 	c, now := r.client, time.Now()
 	err := refused.err(r.ref, now)
 	c.locations.drop(r.key)
@@ -81,12 +82,16 @@ func (r *reader) refuse(refused *refusal, away, known bool) *failure {
 		if r.helps {
 			return &failure{err: err} // there were too many streams; others may well ask
 		}
-		// The gate makes this reader wait with everybody else.
-		r.host.gate.saw(now, refused)
+		after := max(err.RetryAfter, firstPause)
+		if !away {
+			// The gate makes this reader wait, with all that read alike.
+			after = 0
+			r.host.gate.saw(r.question.pause, sent, now, refused)
+		}
 		if err.RetryAfter > c.cfg.MaxRetryAfter {
 			return &failure{err: err}
 		}
-		return &failure{err: err, again: true}
+		return &failure{err: err, again: true, after: after}
 	case known:
 		return &failure{err: err, again: true, free: r.free(known)}
 	case passing(code):
