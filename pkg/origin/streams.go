@@ -26,6 +26,9 @@ const (
 	// fastRate is a rate, in bytes a second, at which memory and the processor are the
 	// bottleneck and not the origin.
 	fastRate = 256 << 20
+	// busyRate is from which on other work on the machine shows in a measurement, which
+	// then takes longer: little is to be won, and much to be asked for in vain.
+	busyRate = 32 << 20
 	// steady is how far two samples in a row may differ.
 	steady = 1.5
 )
@@ -144,7 +147,7 @@ func (s *streams) look(began, now time.Time) float64 {
 		return 0
 	}
 	took := now.Sub(w.began)
-	if took < warmUp/2 {
+	if took < warmUp/2 || took < 3*warmUp/2 && float64(w.bytes) > busyRate*took.Seconds() {
 		return 0
 	}
 	held := s.limited.Load()

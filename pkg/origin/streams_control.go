@@ -194,8 +194,12 @@ func (s *streams) judge(t *trial, now time.Time) {
 		return
 	}
 	span := max(trialSpan, min(trialLimit, time.Duration(trialBytes/t.base*float64(time.Second))))
+	if t.base > busyRate {
+		span = 2 * trialSpan
+	}
 	over := t.from == 1 && (len(s.segs) == 0 || s.segs[0] == t.added[0] || s.segs[0].done) // the first has been cut
-	if took := now.Sub(t.sample.at); took < span && !(over && took >= span/2) {
+	took := now.Sub(t.sample.at)
+	if took < span/2 {
 		if over {
 			s.giveUp(t, now, false)
 		}
@@ -203,6 +207,9 @@ func (s *streams) judge(t *trial, now time.Time) {
 	}
 	rate, origins := s.since(t.sample, now)
 	more := float64(t.to-t.from) / float64(t.from)
+	if clear := origins && rate >= t.base*(1+full*more); took < span && !over && !clear {
+		return
+	}
 	c := &s.ctl
 	switch {
 	case !origins:
