@@ -351,3 +351,29 @@ func TestPullShowsProgress(t *testing.T) {
 		t.Errorf("--quiet said %q", r.out+r.errOut)
 	}
 }
+
+// An index whose only entry names no platform is that image, whatever else the index
+// lists of it; of several nobody can tell.
+func TestPullOfAnIndexWithoutPlatforms(t *testing.T) {
+	reg := newTestRegistry(t)
+	img := reg.pushImage("bare", "", "linux/amd64", 100)
+	other := reg.pushImage("bare", "", "linux/arm64", 200)
+	attestation := other.manifest
+	attestation.Platform = &specs.Platform{OS: "unknown", Architecture: "unknown"}
+	push := func(tag string, manifests ...specs.Descriptor) string {
+		index := specs.Index{MediaType: specs.MediaTypeImageIndex, Manifests: manifests}
+		index.SchemaVersion = 2
+		reg.pushManifest("bare", tag, specs.MediaTypeImageIndex, index)
+		return reg.host + "/bare:" + tag
+	}
+	dir := t.TempDir()
+	for _, name := range []string{push("one", img.manifest), push("attested", img.manifest, attestation)} {
+		path := filepath.Join(dir, name[strings.LastIndex(name, ":")+1:]+".tar")
+		dfget(t, "pull", name, "-O", path, "--plain-http", "--platform", "linux/amd64").want(t, exitOK)
+		sameImage(t, "docker-archive:"+path, img)
+		dfget(t, "pull", name, "-O", path+"2.tar", "--plain-http", "--platform", "linux/s390x").want(t, exitNotFound, "linux/amd64")
+	}
+	dfget(t, "pull", push("two", img.manifest, other.manifest), "-O", filepath.Join(dir, "two"), "--plain-http").
+		want(t, exitNotFound, "2 manifests that name no platform")
+	dfget(t, "pull", push("none", attestation), "-O", filepath.Join(dir, "none"), "--plain-http").want(t, exitNotFound, "no image at all")
+}

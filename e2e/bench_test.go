@@ -31,7 +31,7 @@ func BenchmarkColdPull(b *testing.B) {
 		{"1 Gbit per s/with a seed", 117_000_000, false},
 	} {
 		b.Run(row.name, func(b *testing.B) {
-			o := startOrigin(b, origin.Public, false)
+			o := startOrigin(b, origin.Token, false)
 			if row.rate > 0 {
 				o.Inject(origin.Rule{Fault: origin.Slow(origin.Rate(row.rate))})
 			}
@@ -54,7 +54,7 @@ func BenchmarkColdPullContainerd(b *testing.B) {
 		seeds int
 	}{{"alone", 0}, {"with a seed", 1}} {
 		b.Run(row.name, func(b *testing.B) {
-			o := startOrigin(b, origin.Public, false)
+			o := startOrigin(b, origin.Token, false)
 			c := startAlone
 			if row.seeds > 0 {
 				c = func(b testing.TB, o *origin.Origin) *cluster.Cluster { return startCluster(b, o, row.seeds, 1) }
@@ -64,7 +64,7 @@ func BenchmarkColdPullContainerd(b *testing.B) {
 				pulls++
 				arrived, err := ctr.Pull(b.Context(), client.Pull{
 					Dir: filepath.Join(directory(b), fmt.Sprint(pulls)), Node: client.Node{Mirror: mirror},
-					Registry: registry, Repository: repository, Tag: "v1",
+					Registry: registry, Repository: repository, Tag: "v1", CAFile: o.CAFile, User: reader(),
 				})
 				must(b, err)
 				return arrived.Took.Seconds()
@@ -84,8 +84,8 @@ func coldPull(b *testing.B, o *origin.Origin, node *cluster.Member) {
 		return result.Elapsed.Seconds()
 	}
 	compare(b, o,
-		func(repository string) float64 { return pull(&puller.Puller{Base: o.URL}, repository) },
-		func(repository string) float64 { return pull(through(node), repository) })
+		func(repository string) float64 { return pull(straight(o), repository) },
+		func(repository string) float64 { return pull(through(o, node), repository) })
 }
 
 // compare pulls b.N new images straight and through a node, by turns, and reports

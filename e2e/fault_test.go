@@ -17,7 +17,7 @@ import (
 // the largest layer: the image arrives all the same.
 func TestOriginFaults(t *testing.T) {
 	const half = 10 << 20
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 2)
 	for _, row := range []struct {
 		name   string
@@ -40,7 +40,7 @@ func TestOriginFaults(t *testing.T) {
 				o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Times: 1, Fault: f})
 			}
 			start := time.Now()
-			pullAll(t, c.Nodes, img, repository)
+			pullAll(t, o, c.Nodes, img, repository)
 			sent := o.Counts().BlobBytes[layer.Digest]
 			t.Logf("%.1f s, the origin sent %.2f times the layer", time.Since(start).Seconds(), float64(sent)/float64(layer.Size()))
 			if sent > layer.Size()+row.extra {
@@ -54,13 +54,13 @@ func TestOriginFaults(t *testing.T) {
 // client completes the layer with it, nothing of it is kept, and the next pull
 // gets the layer right.
 func TestWrongBytes(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 2)
 	img := push(t, o, "app/img", sample.Medium(), sample.OCI)
 	layer := largest(img)
 	o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Times: 1, Fault: origin.Flip(layer.Size() / 2)})
-	pullRightOrCutOff(t, c.Nodes, "app/img", layer)
-	eventually(t, func(ctx context.Context) error { return pullNodes(ctx, c.Nodes, img, "app/img") })
+	pullRightOrCutOff(t, o, c.Nodes, "app/img", layer)
+	eventually(t, func(ctx context.Context) error { return pullNodes(ctx, o, c.Nodes, img, "app/img") })
 	if sent := o.Counts().BlobBytes[layer.Digest]; sent < layer.Size()*3/2 {
 		t.Errorf("the origin sent %d bytes of the layer: the wrong ones were kept", sent)
 	}
@@ -69,7 +69,7 @@ func TestWrongBytes(t *testing.T) {
 // TestOriginRefusals checks that a client is told what the origin says, and that
 // the next pull works when the origin does.
 func TestOriginRefusals(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 1)
 	for _, code := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {
 		t.Run(http.StatusText(code), func(t *testing.T) {
@@ -80,13 +80,13 @@ func TestOriginRefusals(t *testing.T) {
 				header = []string{"WWW-Authenticate", `Basic realm="test"`}
 			}
 			remove := o.Inject(origin.Rule{Match: origin.Repository(repository), Fault: origin.Status(code, header...)})
-			_, err := through(c.Nodes[0]).Get(deadline(t), "/v2/"+repository+"/manifests/v1")
+			_, err := through(o, c.Nodes[0]).Get(deadline(t), "/v2/"+repository+"/manifests/v1")
 			if status := statusOf(err); status != code {
 				t.Errorf("the client was answered %v, want the origin's %d", err, code)
 			}
 			remove()
 			eventually(t, func(ctx context.Context) error {
-				_, err := through(c.Nodes[0]).Pull(ctx, repository, "v1")
+				_, err := through(o, c.Nodes[0]).Pull(ctx, repository, "v1")
 				return err
 			})
 			checkOriginPaidOnce(t, o, img)
@@ -97,7 +97,7 @@ func TestOriginRefusals(t *testing.T) {
 // TestSchedulerKilled kills the scheduler while two nodes pull: they finish, and
 // when it is back the next image is pulled once again.
 func TestSchedulerKilled(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 2)
 	first := push(t, o, "app/first", sample.Large(), sample.OCI)
 	layer := largest(first)
@@ -105,7 +105,7 @@ func TestSchedulerKilled(t *testing.T) {
 	remove := o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Times: 1, Fault: origin.Hold(layer.Size()/2, release)})
 	defer remove()
 	done := make(chan error, 1)
-	go func() { done <- pullNodes(deadline(t), c.Nodes, first, "app/first") }()
+	go func() { done <- pullNodes(deadline(t), o, c.Nodes, first, "app/first") }()
 	if err := o.WaitBytes(deadline(t), layer.Digest, layer.Size()/2); err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestSchedulerKilled(t *testing.T) {
 	}
 
 	second := push(t, o, "app/second", sample.Medium(), sample.OCI)
-	pullAll(t, c.Nodes, second, "app/second")
+	pullAll(t, o, c.Nodes, second, "app/second")
 
 	if err := c.Scheduler.Start(deadline(t)); err != nil {
 		t.Fatal(err)
@@ -132,14 +132,14 @@ func TestSchedulerKilled(t *testing.T) {
 		}
 	}
 	third := push(t, o, "app/third", sample.Medium(), sample.OCI)
-	pullAll(t, c.Nodes, third, "app/third")
+	pullAll(t, o, c.Nodes, third, "app/third")
 	checkOriginPaidOnce(t, o, third)
 }
 
 // TestSchedulerHangs stops the scheduler without closing its connections: a pull
 // goes on without it after a moment, and with it when it is back.
 func TestSchedulerHangs(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 2)
 	first := push(t, o, "app/first", sample.Small(), sample.OCI)
 	second := push(t, o, "app/second", sample.Small(), sample.OCI)
@@ -147,7 +147,7 @@ func TestSchedulerHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	pullAll(t, c.Nodes[:1], first, "app/first")
+	pullAll(t, o, c.Nodes[:1], first, "app/first")
 	took := time.Since(start)
 	t.Logf("pull of 2.4 MB with a hanging scheduler: %.2f s", took.Seconds())
 	if took > 5*time.Second {
@@ -161,14 +161,14 @@ func TestSchedulerHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pullAll(t, c.Nodes, second, "app/second")
+	pullAll(t, o, c.Nodes, second, "app/second")
 	checkOriginPaidOnce(t, o, second)
 }
 
 // TestSeedKilled kills the seed that reads the origin half way through a layer:
 // another seed goes on where the nodes' pieces end.
 func TestSeedKilled(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 2, 2)
 	img := push(t, o, "app/img", []int64{48 << 20}, sample.OCI)
 	layer := largest(img)
@@ -178,7 +178,7 @@ func TestSeedKilled(t *testing.T) {
 	o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Times: 1, Fault: origin.Hold(layer.Size()/2, release)})
 	ctx := deadline(t)
 	done := make(chan error, 1)
-	go func() { done <- pullNodes(ctx, c.Nodes, img, "app/img") }()
+	go func() { done <- pullNodes(ctx, o, c.Nodes, img, "app/img") }()
 	if err := o.WaitBytes(ctx, layer.Digest, layer.Size()/2); err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestSeedKilled(t *testing.T) {
 // TestNodeKilled kills a node by SIGKILL while it pulls and starts it again: the
 // next pull goes on where it was.
 func TestNodeKilled(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startAlone(t, o)
 	img := push(t, o, "app/img", sample.Large(), sample.OCI)
 	layer := largest(img)
@@ -225,7 +225,7 @@ func TestNodeKilled(t *testing.T) {
 	remove := o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Fault: origin.Slow(origin.Rate(16 << 20))})
 	pull := make(chan error, 1)
 	go func() {
-		pull <- through(node).Blob(context.WithoutCancel(t.Context()), "app/img", layer.Digest, layer.Size())
+		pull <- through(o, node).Blob(context.WithoutCancel(t.Context()), "app/img", layer.Digest, layer.Size())
 	}()
 	if err := o.WaitBytes(deadline(t), layer.Digest, layer.Size()*3/4); err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func TestNodeKilled(t *testing.T) {
 	if err := node.Start(deadline(t)); err != nil {
 		t.Fatal(err)
 	}
-	pullAll(t, c.Nodes, img, "app/img")
+	pullAll(t, o, c.Nodes, img, "app/img")
 	ratio := float64(o.Counts().BlobBytes[layer.Digest]) / float64(layer.Size())
 	t.Logf("the origin sent %.2f times the layer", ratio)
 	if ratio > 1.30 {
@@ -249,10 +249,10 @@ func TestNodeKilled(t *testing.T) {
 // TestRestartKeepsBlobs stops a node well and starts it again: what it held it
 // still holds.
 func TestRestartKeepsBlobs(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startAlone(t, o)
 	img := push(t, o, "app/img", sample.Medium(), sample.OCI)
-	pullAll(t, c.Nodes, img, "app/img")
+	pullAll(t, o, c.Nodes, img, "app/img")
 	if err := c.Nodes[0].Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestRestartKeepsBlobs(t *testing.T) {
 	if err := c.Nodes[0].Start(deadline(t)); err != nil {
 		t.Fatal(err)
 	}
-	pullAll(t, c.Nodes, img, "app/img")
+	pullAll(t, o, c.Nodes, img, "app/img")
 	if after := o.Counts().Bytes(layerDigests(img)...); after != before {
 		t.Errorf("the restarted node read %d bytes of layers from the origin again", after-before)
 	}
@@ -269,7 +269,7 @@ func TestRestartKeepsBlobs(t *testing.T) {
 // TestFullDisk gives one of two nodes a disk on which the image has no room: its
 // client gets the image all the same, and the other node is not harmed.
 func TestFullDisk(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 1)
 	small, err := c.New(cluster.Member{Name: "small", Role: cluster.Node, DataDir: directory(t)})
 	must(t, err)
@@ -280,11 +280,11 @@ func TestFullDisk(t *testing.T) {
 	img := push(t, o, "app/img", sample.Large(), sample.OCI)
 	nodes := append([]*cluster.Member{small}, c.Nodes...)
 	start := time.Now()
-	pullAll(t, nodes, img, "app/img")
+	pullAll(t, o, nodes, img, "app/img")
 	if took := time.Since(start); took > 15*time.Second {
 		t.Errorf("the pulls took %s", took)
 	}
-	pullAll(t, nodes, img, "app/img") // and again, with the disk full from the start
+	pullAll(t, o, nodes, img, "app/img") // and again, with the disk full from the start
 	layer := largest(img)
 	ratio := float64(o.Counts().BlobBytes[layer.Digest]) / float64(layer.Size())
 	t.Logf("the origin sent %.2f times the largest layer", ratio)
@@ -296,14 +296,14 @@ func TestFullDisk(t *testing.T) {
 // TestNodeStopsWhilePulling stops a node by SIGTERM while a client pulls a layer
 // from it: the client gets the whole layer before the node is gone.
 func TestNodeStopsWhilePulling(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startAlone(t, o)
 	img := push(t, o, "app/img", sample.Medium(), sample.OCI)
 	layer := largest(img)
 	o.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Fault: origin.Slow(origin.Rate(20 << 20))})
 	pull := make(chan error, 1)
 	go func() {
-		pull <- through(c.Nodes[0]).Blob(context.WithoutCancel(t.Context()), "app/img", layer.Digest, layer.Size())
+		pull <- through(o, c.Nodes[0]).Blob(context.WithoutCancel(t.Context()), "app/img", layer.Digest, layer.Size())
 	}()
 	if err := o.WaitBytes(deadline(t), layer.Digest, layer.Size()/4); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,7 @@
 set -eu
 
 if [ $# -eq 0 ]; then
-	for pair in containerd:containerd docker.io:dockerd runc:runc podman:podman skopeo:skopeo \
+	for pair in containerd:containerd docker.io:dockerd runc:runc podman:podman skopeo:skopeo nginx:nginx \
 		btrfs-progs:mkfs.btrfs e2fsprogs:mkfs.ext4 xfsprogs:mkfs.xfs; do
 		command -v "${pair#*:}" >/dev/null || set -- "$@" "${pair%%:*}"
 	done

@@ -100,17 +100,28 @@ func deadline(t testing.TB) context.Context {
 	return ctx
 }
 
+// startOrigin starts a registry that speaks HTTPS with HTTP/2 under a CA of its own.
 func startOrigin(t testing.TB, kind origin.Kind, bucket bool) *origin.Origin {
 	t.Helper()
+	return startRegistry(t, origin.Config{Kind: kind, Bucket: bucket})
+}
+
+func startRegistry(t testing.TB, cfg origin.Config) *origin.Origin {
+	t.Helper()
 	p := programs(t)
-	o, err := origin.Start(deadline(t), origin.Config{
-		Dir: directory(t), Registry: p.Registry, Gateway: p.Gateway, Kind: kind, Bucket: bucket,
-	})
+	cfg.Dir, cfg.Registry, cfg.Gateway = directory(t), p.Registry, p.Gateway
+	o, err := origin.Start(deadline(t), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(o.Close)
 	return o
+}
+
+// hosts are the entries of a node's configuration for an origin that is both the
+// registry and Docker Hub. Its CA is that of its token realm and its bucket, too.
+func hosts(o *origin.Origin) []cluster.Host {
+	return []cluster.Host{{Name: registry, Endpoint: o.URL, CAFile: o.CAFile}, {Name: "docker.io", Endpoint: o.URL, CAFile: o.CAFile}}
 }
 
 // startCluster starts a cluster for which the origin is both the registry and
@@ -129,7 +140,9 @@ func startAlone(t testing.TB, o *origin.Origin) *cluster.Cluster {
 func startConfig(t testing.TB, o *origin.Origin, cfg cluster.Config) *cluster.Cluster {
 	t.Helper()
 	cfg.Dir, cfg.Bin, cfg.LogLevel = directory(t), programs(t).bin, os.Getenv(envLog)
-	cfg.Hosts = []cluster.Host{{Name: registry, Endpoint: o.URL}, {Name: "docker.io", Endpoint: o.URL}}
+	if cfg.Hosts == nil {
+		cfg.Hosts = hosts(o)
+	}
 	cfg.Intercept = []string{registry}
 	c, err := cluster.Start(deadline(t), cfg)
 	if err != nil {
@@ -150,7 +163,7 @@ func startConfig(t testing.TB, o *origin.Origin, cfg cluster.Config) *cluster.Cl
 func startNode(t testing.TB, o *origin.Origin) client.Node {
 	t.Helper()
 	if os.Getenv(envDirect) != "" {
-		n, err := direct.Start(directory(t), registry, o.URL)
+		n, err := direct.Start(directory(t), registry, o.URL, o.Transport())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,27 +192,35 @@ func name(t testing.TB) string {
 	return strings.NewReplacer("/", "-", ".", "", "_", "-").Replace(strings.ToLower(t.Name()))
 }
 
-// through is a puller that uses a node's mirror.
-func through(m *cluster.Member) *puller.Puller {
-	return &puller.Puller{Base: m.Mirror, Registry: registry}
+// through is a puller that uses a node's mirror, as the reader of the origin.
+func through(o *origin.Origin, m *cluster.Member) *puller.Puller {
+	return &puller.Puller{Base: m.Mirror, Registry: registry, Authorize: o.As(origin.Reader)}
+}
+
+// reader is how clients name the origin's reader.
+func reader() client.User { return client.User{Name: origin.Reader, Password: origin.Password} }
+
+// straight is a puller that uses the origin itself, as its reader.
+func straight(o *origin.Origin) *puller.Puller {
+	return &puller.Puller{Base: o.URL, Client: o.Client, Authorize: o.As(origin.Reader)}
 }
 
 // pullAll pulls an image through every node at once and checks what arrived.
-func pullAll(t testing.TB, nodes []*cluster.Member, img *sample.Image, repository string) {
+func pullAll(t testing.TB, o *origin.Origin, nodes []*cluster.Member, img *sample.Image, repository string) {
 	t.Helper()
-	if err := pullNodes(deadline(t), nodes, img, repository); err != nil {
+	if err := pullNodes(deadline(t), o, nodes, img, repository); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // pullRightOrCutOff pulls a layer through every node at once. What a client gets is right,
 // or cut off: the node noticed in time, or the end of the body is missing.
-func pullRightOrCutOff(t testing.TB, nodes []*cluster.Member, repository string, layer sample.Blob) []error {
+func pullRightOrCutOff(t testing.TB, o *origin.Origin, nodes []*cluster.Member, repository string, layer sample.Blob) []error {
 	t.Helper()
 	errs := make([]error, len(nodes))
 	var pulls sync.WaitGroup
 	for i, n := range nodes {
-		pulls.Go(func() { errs[i] = through(n).Blob(deadline(t), repository, layer.Digest, layer.Size()) })
+		pulls.Go(func() { errs[i] = through(o, n).Blob(deadline(t), repository, layer.Digest, layer.Size()) })
 	}
 	pulls.Wait()
 	for i, err := range errs {
@@ -210,11 +231,11 @@ func pullRightOrCutOff(t testing.TB, nodes []*cluster.Member, repository string,
 	return errs
 }
 
-func pullNodes(ctx context.Context, nodes []*cluster.Member, img *sample.Image, repository string) error {
+func pullNodes(ctx context.Context, o *origin.Origin, nodes []*cluster.Member, img *sample.Image, repository string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {
 		group.Go(func() error {
-			got, err := through(n).Pull(ctx, repository, "v1")
+			got, err := through(o, n).Pull(ctx, repository, "v1")
 			if err != nil {
 				return fmt.Errorf("%s: %w", n.Name, err)
 			}

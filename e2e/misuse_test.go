@@ -17,7 +17,7 @@ import (
 // TestBadStarts starts nodes that cannot run: each ends by itself with another
 // code than 0 and says what is wrong.
 func TestBadStarts(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startAlone(t, o)
 	running := c.Nodes[0]
 	for _, row := range []struct {
@@ -97,7 +97,7 @@ func TestBadStarts(t *testing.T) {
 	}
 	// The node that was there first is not disturbed.
 	img := push(t, o, "app/img", sample.Small(), sample.OCI)
-	pullAll(t, c.Nodes, img, "app/img")
+	pullAll(t, o, c.Nodes, img, "app/img")
 }
 
 func must(t testing.TB, err error) {
@@ -110,7 +110,7 @@ func must(t testing.TB, err error) {
 // TestMalformedRequests sends a mirror what no client should: it answers with an
 // error of the distribution spec and lives on, and the origin is not bothered.
 func TestMalformedRequests(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startAlone(t, o)
 	img := push(t, o, "app/img", sample.Small(), sample.OCI)
 	d := img.Native.Digest
@@ -143,7 +143,7 @@ func TestMalformedRequests(t *testing.T) {
 	if got := o.Counts().Requests; got != before {
 		t.Errorf("the origin was asked %d times for what cannot be", got-before)
 	}
-	pullAll(t, c.Nodes, img, "app/img")
+	pullAll(t, o, c.Nodes, img, "app/img")
 }
 
 // checkErrorBody checks that a body is an error of the distribution spec.
@@ -174,11 +174,13 @@ func request(t *testing.T, method, url string, header http.Header) (*http.Respon
 
 // TestRanges asks a cold node for parts of a layer.
 func TestRanges(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 1)
 	img := push(t, o, "app/img", sample.Medium(), sample.OCI)
 	layer := largest(img)
 	size := layer.Size()
+	authorization, err := o.Authorization(origin.Reader, "app/img")
+	must(t, err)
 	url := c.Nodes[0].Mirror + "/v2/app/img/blobs/" + layer.Digest + "?ns=" + registry
 	for _, row := range []struct {
 		name, ask  string
@@ -195,7 +197,7 @@ func TestRanges(t *testing.T) {
 		{"whole", "", http.StatusOK, 0, size},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			header := http.Header{}
+			header := http.Header{"Authorization": {authorization}}
 			if row.ask != "" {
 				header.Set("Range", row.ask)
 			}

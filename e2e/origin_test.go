@@ -30,14 +30,7 @@ func TestOrigins(t *testing.T) {
 			if got := o.Counts(); got.Requests != 0 {
 				t.Errorf("a push counts as %d requests", got.Requests)
 			}
-			user := origin.Reader
-			if row.kind == origin.Public {
-				user = ""
-			}
-			authorization, err := o.Authorization(user, repository)
-			must(t, err)
-			p := puller.Puller{Base: o.URL, Authorization: authorization}
-			_, err = p.Pull(deadline(t), repository, "v1")
+			_, err := straight(o).Pull(deadline(t), repository, "v1")
 			must(t, err)
 			checkOriginPaidOnce(t, o, img)
 			if row.bucket == (o.Counts().Status[http.StatusTemporaryRedirect] == 0) {
@@ -47,9 +40,7 @@ func TestOrigins(t *testing.T) {
 				return
 			}
 			for _, user := range []string{origin.Stranger, ""} {
-				authorization, err := o.Authorization(user, repository)
-				must(t, err)
-				p := puller.Puller{Base: o.URL, Authorization: authorization}
+				p := puller.Puller{Base: o.URL, Client: o.Client, Authorize: o.As(user)}
 				if _, err := p.Pull(deadline(t), repository, "v1"); statusOf(err) != http.StatusUnauthorized {
 					t.Errorf("user %q: %v, want 401", user, err)
 				}

@@ -44,7 +44,7 @@ func pullRow(t *testing.T, o *origin.Origin, node client.Node, c client.Client) 
 	img := push(t, o, repository, sample.Medium(), format)
 	dir := directory(t)
 	pull := func(ctx context.Context, dirName, user string) (client.Arrived, error) {
-		p := client.Pull{Dir: filepath.Join(dir, dirName), Node: node, Registry: registry, Repository: repository, Tag: "v1"}
+		p := client.Pull{Dir: filepath.Join(dir, dirName), Node: node, CAFile: o.CAFile, Registry: registry, Repository: repository, Tag: "v1"}
 		if user != "" {
 			p.User = client.User{Name: user, Password: origin.Password}
 		}
@@ -57,9 +57,8 @@ func pullRow(t *testing.T, o *origin.Origin, node client.Node, c client.Client) 
 	}
 	if o.Kind != origin.Public && c.Anonymous {
 		// Somebody else has pulled the image through this node.
-		authorization, err := o.Authorization(user, repository)
-		must(t, err)
-		_, err = (&puller.Puller{Base: node.Mirror, Registry: registry, Authorization: authorization}).Pull(ctx, repository, "v1")
+		somebody := puller.Puller{Base: node.Mirror, Registry: registry, Authorize: o.As(user)}
+		_, err := somebody.Pull(ctx, repository, "v1")
 		must(t, err)
 	} else {
 		start := time.Now()

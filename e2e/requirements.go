@@ -21,6 +21,8 @@ type Programs struct {
 	client.Programs
 	// Registry and Gateway are distribution's registry and versitygw.
 	Registry, Gateway string
+	// Nginx stands before a registry.
+	Nginx string
 }
 
 // Prepare makes the machine ready for the tests: it installs missing Debian
@@ -39,6 +41,7 @@ func Prepare(ctx context.Context, root string) (Programs, error) {
 	p.Containerd2 = filepath.Join(tools, "containerd")
 	for program, file := range map[string]*string{
 		"containerd": &p.Containerd, "ctr": &p.Ctr, "dockerd": &p.Dockerd, "podman": &p.Podman, "skopeo": &p.Skopeo,
+		"nginx": &p.Nginx,
 	} {
 		path, err := exec.LookPath(program)
 		if err != nil {
@@ -102,6 +105,7 @@ func packages() map[string][]string {
 		"runc":       {"runc"},
 		"podman":     {"podman"},
 		"skopeo":     {"skopeo"},
+		"nginx":      {"nginx"},
 		"util-linux": {"mount"},
 		// Disks to share blobs on.
 		"btrfs-progs": {"mkfs.btrfs", "btrfs"},

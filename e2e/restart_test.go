@@ -16,10 +16,10 @@ import (
 // TestRestartWithoutScheduler restarts a node while no scheduler runs: it is ready, knows
 // the seed that it had been told of, and has from there what the origin already sent.
 func TestRestartWithoutScheduler(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 2)
 	img := push(t, o, "app/img", sample.Medium(), sample.OCI)
-	pullAll(t, c.Nodes[:1], img, "app/img")
+	pullAll(t, o, c.Nodes[:1], img, "app/img")
 	node := c.Nodes[1]
 	seed, err := c.Seeds[0].ID()
 	if err != nil {
@@ -41,7 +41,7 @@ func TestRestartWithoutScheduler(t *testing.T) {
 	}
 	ready := process.AnswersBy(node.Client(), "http://"+node.Ops+"/readyz")
 	eventually(t, ready)
-	pullAll(t, c.Nodes[1:], img, "app/img")
+	pullAll(t, o, c.Nodes[1:], img, "app/img")
 	checkOriginPaidOnce(t, o, img)
 	if strict := process.AnswersBy(node.Client(), "http://"+node.Ops+"/readyz?strict"); strict(deadline(t)) == nil {
 		t.Error("the node does not say that no scheduler answers it")

@@ -101,10 +101,10 @@ func TestRogue(t *testing.T) {
 			for i, img := range all {
 				layer := largest(img)
 				if row.pulls {
-					must(t, through(rogue).Blob(deadline(t), repository(i), layer.Digest, layer.Size()))
+					must(t, through(o, rogue).Blob(deadline(t), repository(i), layer.Digest, layer.Size()))
 				}
 				start := time.Now()
-				pullAll(t, c.Nodes, img, repository(i))
+				pullAll(t, o, c.Nodes, img, repository(i))
 				if took := time.Since(start); took > 10*time.Second {
 					t.Errorf("the pulls took %v", took)
 				}
@@ -151,8 +151,8 @@ func TestRogueBegins(t *testing.T) {
 	rogue := startRogue(t, c, cluster.Node, "--lie", "wrong-bytes", "--begin", "told")
 	crowd := func(repository string) {
 		img := push(t, o, repository, sample.Large(), sample.OCI)
-		pullAll(t, []*cluster.Member{rogue}, img, repository)
-		pullAll(t, c.Nodes, img, repository)
+		pullAll(t, o, []*cluster.Member{rogue}, img, repository)
+		pullAll(t, o, c.Nodes, img, repository)
 		checkOriginPaidOnce(t, o, img)
 	}
 	crowd("app/honest")
@@ -184,10 +184,10 @@ func TestForgedChain(t *testing.T) {
 			layer := largest(img)
 			c := startCluster(t, o, 1, 4)
 			rogue := startRogue(t, c, cluster.Node, "--lie", "forged-chain", "--claim", claim, "--blob", subject(layer, "app/img"))
-			errs := pullRightOrCutOff(t, c.Nodes, "app/img", layer)
+			errs := pullRightOrCutOff(t, o, c.Nodes, "app/img", layer)
 			checkLies(t, rogue, true)
 			start := time.Now()
-			pullAll(t, c.Nodes, img, "app/img")
+			pullAll(t, o, c.Nodes, img, "app/img")
 			if !quarantined(t, c) {
 				t.Error("the rogue is not quarantined")
 			}

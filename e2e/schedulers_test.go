@@ -29,7 +29,7 @@ type several struct {
 
 func startSeveral(t *testing.T) several {
 	t.Helper()
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	s := several{startConfig(t, o, cluster.Config{Schedulers: 3, Seeds: 1, Nodes: 4}), o}
 	s.attended(t)
 	return s
@@ -164,7 +164,7 @@ func TestSchedulers(t *testing.T) {
 // share pulls an image: each layer is one scheduler's, and the origin pays once.
 func (s several) share(t *testing.T) {
 	img := push(t, s.origin, "app/share", sample.Large(), sample.OCI)
-	pullAll(t, s.Nodes, img, "app/share")
+	pullAll(t, s.origin, s.Nodes, img, "app/share")
 	checkOriginPaidOnce(t, s.origin, img)
 	checkNodesReadNoOrigin(t, s.Cluster, img)
 	s.checkSpread(t, img)
@@ -178,7 +178,7 @@ func (s several) join(t *testing.T) {
 	}
 	s.attended(t)
 	img, repository := s.pushOwned(t, "app/join", func(m *cluster.Member) bool { return m == fourth })
-	pullAll(t, s.Nodes, img, repository)
+	pullAll(t, s.origin, s.Nodes, img, repository)
 	checkOriginPaidOnce(t, s.origin, img)
 	s.checkSpread(t, img)
 	for _, event := range []string{"want", "have"} {
@@ -224,7 +224,7 @@ func (s several) lose(t *testing.T, app string, stop func(*cluster.Member)) {
 	remove := s.origin.Inject(origin.Rule{Match: origin.Blob(layer.Digest), Times: 1, Fault: origin.Hold(layer.Size()/2, release)})
 	defer remove()
 	done := make(chan error, 1)
-	go func() { done <- pullNodes(deadline(t), s.Nodes, img, repository) }()
+	go func() { done <- pullNodes(deadline(t), s.origin, s.Nodes, img, repository) }()
 	if err := s.origin.WaitBytes(deadline(t), layer.Digest, layer.Size()/2); err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func (s several) back(t *testing.T) {
 	}
 	s.attended(t)
 	img, repository := s.pushOwned(t, "app/back", func(m *cluster.Member) bool { return m == s.Schedulers[i] })
-	pullAll(t, s.Nodes, img, repository)
+	pullAll(t, s.origin, s.Nodes, img, repository)
 	checkOriginPaidOnce(t, s.origin, img)
 	s.checkSpread(t, img)
 }
@@ -288,14 +288,14 @@ func (s several) killFirst(t *testing.T) {
 		}
 		return nil
 	})
-	pullAll(t, s.Nodes, img, repository)
+	pullAll(t, s.origin, s.Nodes, img, repository)
 	s.checkRatio(t, img, 1.05)
 	if err := s.Scheduler.Start(deadline(t)); err != nil {
 		t.Fatal(err)
 	}
 	s.attended(t)
 	again, repository := s.pushOwned(t, "app/again", func(m *cluster.Member) bool { return m == s.Scheduler })
-	pullAll(t, s.Nodes, again, repository)
+	pullAll(t, s.origin, s.Nodes, again, repository)
 	checkOriginPaidOnce(t, s.origin, again)
 	s.checkSpread(t, again)
 }

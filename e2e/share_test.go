@@ -21,14 +21,16 @@ import (
 // TestShare pulls with containerds whose disk the node shares: once they have
 // committed the image, it is on the disk once.
 func TestShare(t *testing.T) {
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	c := startCluster(t, o, 1, 1)
 	for _, runtime := range containerds(t) {
 		t.Run(runtime.Name, func(t *testing.T) {
 			repository := "app/" + name(t)
 			img := push(t, o, repository, sample.Medium(), sample.OCI)
 			dir := directory(t)
-			pull := client.Pull{Dir: filepath.Join(dir, "runtime"), Registry: registry, Repository: repository, Tag: "v1"}
+			pull := client.Pull{
+				Dir: filepath.Join(dir, "runtime"), CAFile: o.CAFile, User: reader(), Registry: registry, Repository: repository, Tag: "v1",
+			}
 			node := startSharer(t, c, runtime.Name, dir, pull.Root())
 			pull.Node = client.Node{Mirror: node.Mirror}
 			pull.Then = func(root string) error {
@@ -43,8 +45,8 @@ func TestShare(t *testing.T) {
 				})
 				checkContent(t, root)
 				// What is shared is what other nodes get.
-				pullAll(t, c.Nodes, img, repository)
-				pullAll(t, []*cluster.Member{node}, img, repository)
+				pullAll(t, o, c.Nodes, img, repository)
+				pullAll(t, o, []*cluster.Member{node}, img, repository)
 				return nil
 			}
 			arrived, err := runtime.Pull(deadline(t), pull)
@@ -61,11 +63,12 @@ func TestShare(t *testing.T) {
 func TestAdopt(t *testing.T) {
 	for _, runtime := range containerds(t) {
 		t.Run(runtime.Name, func(t *testing.T) {
-			o := startOrigin(t, origin.Public, false)
+			o := startOrigin(t, origin.Token, false)
 			img := push(t, o, "app/img", sample.Medium(), sample.OCI)
 			dir := directory(t)
 			pull := client.Pull{
-				Dir: filepath.Join(dir, "runtime"), Node: client.Node{Mirror: o.URL}, Registry: registry, Repository: "app/img", Tag: "v1",
+				Dir: filepath.Join(dir, "runtime"), Node: client.Node{Mirror: o.URL}, CAFile: o.CAFile, User: reader(),
+				Registry: registry, Repository: "app/img", Tag: "v1",
 			}
 			var holder *cluster.Member
 			pull.Then = func(root string) error {
@@ -78,7 +81,7 @@ func TestAdopt(t *testing.T) {
 					}
 					return nil
 				})
-				pullAll(t, c.Nodes, img, "app/img")
+				pullAll(t, o, c.Nodes, img, "app/img")
 				after := o.Counts()
 				digests := append(layerDigests(img), img.Native.Config.Digest)
 				if got := after.Bytes(digests...) - before.Bytes(digests...); got != 0 {

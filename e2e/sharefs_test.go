@@ -123,7 +123,7 @@ func (s *sharing) takes(what string, base, n int64) {
 func (s *sharing) pulls(img *sample.Image, repository string, sent int64) {
 	s.t.Helper()
 	before := s.origin.Counts().Bytes(layerDigests(img)...)
-	pullAll(s.t, []*cluster.Member{s.node}, img, repository)
+	pullAll(s.t, s.origin, []*cluster.Member{s.node}, img, repository)
 	if got := s.origin.Counts().Bytes(layerDigests(img)...) - before; got != sent {
 		s.t.Errorf("the origin sent %d bytes, want %d", got, sent)
 	}
@@ -147,7 +147,7 @@ func TestShareDisks(t *testing.T) {
 	if !ownMounts(t) {
 		return
 	}
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	for _, row := range []struct {
 		fs, name string
 		where    place
@@ -269,7 +269,7 @@ func TestCannotShare(t *testing.T) {
 	if !ownMounts(t) {
 		return
 	}
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	const common = "mount one directory that both are below instead"
 	for _, row := range []struct {
 		name    string
@@ -332,7 +332,7 @@ func TestShareContainerd(t *testing.T) {
 	if !ownMounts(t) {
 		return
 	}
-	o := startOrigin(t, origin.Public, false)
+	o := startOrigin(t, origin.Token, false)
 	for _, fs := range []string{"xfs", "btrfs"} {
 		for _, runtime := range containerds(t) {
 			t.Run(fs+"-"+runtime.Name, func(t *testing.T) {
@@ -340,7 +340,8 @@ func TestShareContainerd(t *testing.T) {
 				img := push(t, o, repository, sample.Medium(), sample.OCI)
 				d := newDisk(t, fs)
 				pull := client.Pull{
-					Dir: filepath.Join(d.at, "containerd"), Node: client.Node{Mirror: o.URL}, Registry: registry, Repository: repository, Tag: "v1",
+					Dir: filepath.Join(d.at, "containerd"), Node: client.Node{Mirror: o.URL}, CAFile: o.CAFile, User: reader(),
+					Registry: registry, Repository: repository, Tag: "v1",
 				}
 				pull.Then = func(string) error {
 					data := filepath.Join(d.at, "damselfly")

@@ -25,10 +25,10 @@ func TestColdNodes(t *testing.T) {
 		{name: "blobs in a bucket", seeds: 1, bucket: true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			o := startOrigin(t, origin.Public, row.bucket)
+			o := startOrigin(t, origin.Token, row.bucket)
 			img := push(t, o, "app/cold", sample.Large(), sample.OCI)
 			c := startCluster(t, o, row.seeds, 4)
-			pullAll(t, c.Nodes, img, "app/cold")
+			pullAll(t, o, c.Nodes, img, "app/cold")
 			checkOriginPaidOnce(t, o, img)
 			if redirects := o.Counts().Status[http.StatusTemporaryRedirect]; row.bucket && redirects == 0 {
 				t.Error("the registry redirected nothing to its bucket, so nothing was tested")
@@ -80,12 +80,7 @@ func TestPrivateSwarm(t *testing.T) {
 			img := push(t, o, repository, sample.Medium(), sample.OCI)
 			c := startCluster(t, o, 1, 3)
 			for _, n := range c.Nodes[:2] {
-				p := through(n)
-				var err error
-				if p.Authorization, err = o.Authorization(origin.Reader, repository); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := p.Pull(deadline(t), repository, "v1"); err != nil {
+				if _, err := through(o, n).Pull(deadline(t), repository, "v1"); err != nil {
 					t.Fatal(err)
 				}
 			}

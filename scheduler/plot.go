@@ -37,8 +37,7 @@ func (p plot) write(out io.Writer) error {
 		plotWidth, plotHeight, plotFont)
 	fmt.Fprintf(&b, "<title>%s</title>\n", escape(p.title))
 	fmt.Fprintf(&b, `<rect width="%g" height="%g" fill="#ffffff"/>`+"\n", plotWidth, plotHeight)
-	label(&b, plotMargin, 32, "start", plotInk, `font-size="16" font-weight="600"`, p.title)
-	label(&b, plotMargin, 56, "start", plotDim, "", p.subtitle)
+	p.heading(&b)
 
 	end, step, unit, scale := p.timeAxis()
 	x := func(seconds float64) float64 { return plotLeft + seconds/end*plotFrameWidth }
@@ -71,6 +70,51 @@ func (p plot) write(out io.Writer) error {
 	b.WriteString("</svg>\n")
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// heading writes the title in two lines where one is too narrow for it, and both it and
+// the subtitle as small as they must be. Letters are counted as wide as they are at most
+// on the average, for the fonts are the viewer's.
+func (p plot) heading(b *strings.Builder) {
+	const width, bold, plain = plotWidth - 2*plotMargin, 0.58, 0.54 // of the font's size
+	first, second := wrap(p.title, int(math.Floor(width/(16*bold))))
+	longest := max(len([]rune(first)), len([]rune(second)), 1)
+	style := fmt.Sprintf(`font-size="%.3g" font-weight="600"`, min(16, width/(bold*float64(longest))))
+	small := fmt.Sprintf(`font-size="%.3g"`, min(14, width/(plain*float64(max(len([]rune(p.subtitle)), 1)))))
+	if second == "" {
+		label(b, plotMargin, 32, "start", plotInk, style, first)
+		label(b, plotMargin, 56, "start", plotDim, small, p.subtitle)
+		return
+	}
+	label(b, plotMargin, 24, "start", plotInk, style, first)
+	label(b, plotMargin, 44, "start", plotInk, style, second)
+	label(b, plotMargin, 65, "start", plotDim, small, p.subtitle)
+}
+
+// wrap cuts a text that has more than so many letters in two, at a space: after a colon
+// or comma if that leaves both short enough, else in the middle.
+func wrap(text string, most int) (first, second string) {
+	letters := []rune(text)
+	if len(letters) <= most {
+		return text, ""
+	}
+	at, best := 0, len(letters)
+	for i := 1; i < len(letters); i++ {
+		if letters[i] != ' ' {
+			continue
+		}
+		longer := max(i, len(letters)-i-1)
+		if letters[i-1] == ':' || letters[i-1] == ',' {
+			longer -= most / 4
+		}
+		if longer < best {
+			at, best = i, longer
+		}
+	}
+	if at == 0 {
+		return text, ""
+	}
+	return string(letters[:at]), string(letters[at+1:])
 }
 
 // legend stands above the frame, where no line can be.

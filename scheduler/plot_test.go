@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"math"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -73,6 +75,28 @@ func TestPlotOfOddRuns(t *testing.T) {
 			t.Errorf("%s: %s", name, &out)
 		}
 	}
+}
+
+// A title that is longer than the picture is wide stands in two lines, all of it.
+func TestLongTitleIsNotCut(t *testing.T) {
+	title := "2,000 nodes, 680 MB at 10 Gbit/s: the last node is whole after 12.34 s, 1.29 x the bound of 6.53 s, and so on"
+	r := curve(3, 5, 1.1)
+	var out strings.Builder
+	if err := (plot{title: title, subtitle: strings.Repeat("x ", 90), nodes: 3, runs: []*sim.Result{r}, median: r}).write(&out); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, m := range regexp.MustCompile(`<text x="22.0" y="(\d+)[^>]*font-size="([\d.]+)"[^>]*>([^<]*)</text>`).FindAllStringSubmatch(out.String(), -1) {
+		size, err := strconv.ParseFloat(m[2], 64)
+		if err != nil || size*0.5*float64(len(m[3])) > plotWidth-plotMargin || size < 8 {
+			t.Errorf("%q is %g wide in letters of %g, %v", m[3], size*0.5*float64(len(m[3])), size, err)
+		}
+		lines = append(lines, m[3])
+	}
+	if len(lines) != 3 || lines[0]+" "+lines[1] != title || !strings.HasSuffix(lines[0], ",") {
+		t.Errorf("the heading is %q", lines)
+	}
+	elements(t, out.String())
 }
 
 func TestTicksAreRound(t *testing.T) {

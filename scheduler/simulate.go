@@ -241,6 +241,16 @@ func (r report) draw(name string) error {
 	return nil
 }
 
+// nobody errs when no node lived to get everything: then there is nothing to tell.
+func (r report) nobody() error {
+	for _, result := range r.runs {
+		if result.Whole > 0 || result.Stuck > 0 {
+			return nil
+		}
+	}
+	return errors.New("nobody is alive at the end, so nobody got everything: --die and --lie leave too few nodes")
+}
+
 // stuck errs when nodes that live did not get everything.
 func (r report) stuck() error {
 	worst, runs := 0, 0
@@ -249,7 +259,7 @@ func (r report) stuck() error {
 		runs += min(result.Stuck, 1)
 	}
 	if worst == 0 {
-		return nil
+		return r.nobody()
 	}
 	return fmt.Errorf("%s of %s nodes did not get everything (in %d of %d runs): --limit gives them more time, and with fewer faults they need less",
 		grouped(int64(worst)), grouped(int64(r.settings.Nodes)), runs, len(r.runs))

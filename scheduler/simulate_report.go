@@ -27,6 +27,7 @@ type measure struct {
 	text       func(float64) string
 	note       func(*sim.Result) string
 	lowIsWorst bool
+	times      bool // it is of the nodes that have everything
 }
 
 func measures() []measure {
@@ -40,13 +41,13 @@ func measures() []measure {
 	makespan := func(r *sim.Result) float64 { return r.MakespanRatio }
 	mean := func(r *sim.Result) float64 { return r.MeanRatio }
 	return []measure{
-		{key: "makespan_seconds", label: "last node whole", value: func(r *sim.Result) float64 { return r.Makespan }, text: humanSeconds, note: bound(makespan)},
+		{key: "makespan_seconds", times: true, label: "last node whole", value: func(r *sim.Result) float64 { return r.Makespan }, text: humanSeconds, note: bound(makespan)},
 		{key: "makespan_ratio", value: makespan, text: times},
-		{key: "mean_seconds", label: "mean of a node", value: func(r *sim.Result) float64 { return r.Mean }, text: humanSeconds, note: bound(mean)},
+		{key: "mean_seconds", times: true, label: "mean of a node", value: func(r *sim.Result) float64 { return r.Mean }, text: humanSeconds, note: bound(mean)},
 		{key: "mean_ratio", value: mean, text: times},
-		{key: "p50_seconds", label: "half of the nodes", value: func(r *sim.Result) float64 { return r.P50 }, text: humanSeconds},
-		{key: "p99_seconds", label: "99 % of the nodes", value: func(r *sim.Result) float64 { return r.P99 }, text: humanSeconds},
-		{key: "fast_ratio", label: "last fast node", value: func(r *sim.Result) float64 { return r.FastRatio }, text: times,
+		{key: "p50_seconds", times: true, label: "half of the nodes", value: func(r *sim.Result) float64 { return r.P50 }, text: humanSeconds},
+		{key: "p99_seconds", times: true, label: "99 % of the nodes", value: func(r *sim.Result) float64 { return r.P99 }, text: humanSeconds},
+		{key: "fast_ratio", times: true, label: "last fast node", value: func(r *sim.Result) float64 { return r.FastRatio }, text: times,
 			note: func(*sim.Result) string { return "x the bound of those that are not slow" }},
 		{key: "origin_bytes", label: "registry sent", value: func(r *sim.Result) float64 { return float64(r.OriginBytes) }, text: humanBytes, note: func(r *sim.Result) string {
 			return fmt.Sprintf("%.3f x the image, in %s", r.OriginRatio, several(r.OriginRequests, "request"))
@@ -56,7 +57,7 @@ func measures() []measure {
 		{key: "seed_ratio", label: "seeds sent", value: func(r *sim.Result) float64 { return r.SeedRatio }, text: times, note: func(*sim.Result) string { return "x the image" }},
 		{key: "cross_ratio", label: "between racks", value: func(r *sim.Result) float64 { return r.CrossRatio }, text: times, note: func(*sim.Result) string { return "x the image in each rack" }},
 		{key: "waste_ratio", label: "sent in vain", value: func(r *sim.Result) float64 { return r.WasteRatio }, text: percent},
-		{key: "utilisation", label: "uplinks in use", value: func(r *sim.Result) float64 { return r.Utilisation }, text: percent, lowIsWorst: true},
+		{key: "utilisation", times: true, label: "uplinks in use", value: func(r *sim.Result) float64 { return r.Utilisation }, text: percent, lowIsWorst: true},
 		{key: "stuck", label: "stuck nodes", value: func(r *sim.Result) float64 { return float64(r.Stuck) }, text: count},
 		{key: "over_limit", value: func(r *sim.Result) float64 { return float64(r.OverLimit) }, text: count},
 		{key: "busy", value: func(r *sim.Result) float64 { return float64(r.Busy) }, text: count},
@@ -73,7 +74,7 @@ func perSecond(r *sim.Result) string {
 	if r.Makespan <= 0 {
 		return ""
 	}
-	return figure(float64(r.Decisions)/r.Makespan) + " a second"
+	return fmt.Sprintf("%s a second, %s of them leases", figure(float64(r.Decisions)/r.Makespan), figure(float64(r.Leases)/r.Makespan))
 }
 
 // worst is the worst that a run had of a measure, median the one in the middle.
@@ -97,6 +98,9 @@ func (r report) title() string {
 	m := r.median
 	s := r.settings
 	text := fmt.Sprintf("%s, %s at %s: ", several(s.Nodes, "node"), humanBytes(float64(m.BlobBytes)), s.Rate.human())
+	if r.nobody() != nil {
+		return text + "nobody is alive at the end"
+	}
 	if r.stuck() != nil {
 		return text + "not everybody gets everything"
 	}
@@ -138,6 +142,9 @@ func (r report) write(out io.Writer) error {
 		say(w, "\tMEDIAN\tWORST\n")
 	}
 	for _, m := range measures() {
+		if m.times && r.median.Whole == 0 {
+			continue
+		}
 		if m.label == "" || m.key == "cross_ratio" && r.settings.Racks < 2 || m.key == "fast_ratio" && r.settings.Slow == 0 {
 			continue
 		}
@@ -197,8 +204,8 @@ func (r report) paced() string {
 	if r.median.Makespan <= 0 || float64(r.median.Leases)/r.median.Makespan < 0.6*most {
 		return ""
 	}
-	return fmt.Sprintf("To give no more than %s leases a second (--lease-rate), the scheduler made them longer, and longer leases\n"+
-		"spread later. A higher --lease-rate shows what the links allow.\n", grouped(int64(r.settings.Core.LeaseRate)))
+	return fmt.Sprintf("The scheduler gave %s leases a second. It makes them longer to stay near %s (--lease-rate), and longer leases\n"+
+		"spread later. A higher --lease-rate shows what the links allow.\n", figure(float64(r.median.Leases)/r.median.Makespan), grouped(int64(most)))
 }
 
 func several(n int, what string) string {

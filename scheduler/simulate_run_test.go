@@ -39,6 +39,17 @@ func TestPaceIsTold(t *testing.T) {
 	}
 }
 
+// Where no node lives, no figure of nodes is shown: it would be nought.
+func TestNobodyIsAlive(t *testing.T) {
+	out, err := command(t, "sim", "--nodes", "5", "--pieces", "8", "--die", "1")
+	if err == nil || !strings.Contains(err.Error(), "nobody is alive") {
+		t.Errorf("the error is %v", err)
+	}
+	if !strings.Contains(out, "nobody is alive") || strings.Contains(out, "0 ms") || strings.Contains(out, "0.00 x the bound") {
+		t.Errorf("the report is\n%s", out)
+	}
+}
+
 // What the command simulates where nothing is said is what the simulator does, with
 // the rules of a live scheduler.
 func TestDefaultsAreTheSimulators(t *testing.T) {

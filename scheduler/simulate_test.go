@@ -26,7 +26,7 @@ func pretended(t *testing.T, stuck int, args ...string) (out string, asked []sim
 			return nil, errors.New("the clock runs backwards")
 		}
 		makespan := 6 + float64(s.Random)/10
-		return &sim.Result{Nodes: s.Nodes, Random: s.Random, Policy: "rarest", BlobBytes: 8e9, Pieces: 1000, Stuck: stuck, BoundSeconds: 6,
+		return &sim.Result{Nodes: s.Nodes, Random: s.Random, Policy: "rarest", BlobBytes: 8e9, Pieces: 1000, Stuck: stuck, Whole: s.Nodes - stuck, BoundSeconds: 6,
 			Makespan: makespan, MakespanRatio: makespan / 6, OriginBytes: 8e9, OriginRatio: 1, Decisions: 100, NsPerDecision: 900,
 			Progress: []sim.Point{{Seconds: 6, Whole: 1}, {Seconds: makespan, Whole: s.Nodes}}}, nil
 	}

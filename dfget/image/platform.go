@@ -101,14 +101,19 @@ func Matches(want, have specs.Platform) (rank int, ok bool) {
 	return h, true
 }
 
-// Choose returns the manifest of index that suits want best. Without one the
-// error names the platforms that there are.
+// Choose returns the manifest of index that suits want best; or the only one, where that
+// names no platform, for its config does. Without one the error tells what there is.
 func Choose(index *specs.Index, want specs.Platform) (specs.Descriptor, error) {
 	best, bestRank := -1, -1
 	var there []string
+	var unnamed []specs.Descriptor
 	for i, d := range index.Manifests {
+		if d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "" {
+			unnamed = append(unnamed, d)
+			continue
+		}
 		// Attestations travel in the index as manifests of an unknown platform.
-		if d.Platform == nil || d.Platform.OS == "unknown" {
+		if d.Platform.OS == "unknown" {
 			continue
 		}
 		if name := FormatPlatform(*d.Platform); !slices.Contains(there, name) {
@@ -121,8 +126,16 @@ func Choose(index *specs.Index, want specs.Platform) (specs.Descriptor, error) {
 	if best >= 0 {
 		return index.Manifests[best], nil
 	}
-	if len(there) == 0 {
-		return specs.Descriptor{}, &PlatformError{Want: want, Have: "manifests that name no platform"}
+	if len(there) == 0 && len(unnamed) == 1 {
+		return unnamed[0], nil
+	}
+	switch {
+	case len(unnamed) == 1:
+		there = append(there, "a manifest that names no platform")
+	case len(unnamed) > 1:
+		there = append(there, fmt.Sprintf("%d manifests that name no platform", len(unnamed)))
+	case len(there) == 0:
+		there = append(there, "no image at all")
 	}
 	return specs.Descriptor{}, &PlatformError{Want: want, Have: strings.Join(there, ", ")}
 }
@@ -134,7 +147,7 @@ type PlatformError struct {
 }
 
 func (e *PlatformError) Error() string {
-	return fmt.Sprintf("there is no image for platform %s; there is %s", FormatPlatform(e.Want), e.Have)
+	return fmt.Sprintf("there is no image for platform %s; found: %s", FormatPlatform(e.Want), e.Have)
 }
 
 // ConfigPlatform reads the platform from the config of a container image.

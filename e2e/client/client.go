@@ -45,6 +45,9 @@ type Pull struct {
 	// docker.io/Repository instead.
 	Registry, Repository, Tag string
 	User                      User
+	// CAFile is the certificate of whoever signed those of the registry and its token
+	// realm, to which clients go themselves; the client's machine trusts it.
+	CAFile string
 	// Then is called while containerd still runs and has the image, with its root
 	// directory; nil for nothing.
 	Then func(root string) error
@@ -118,6 +121,15 @@ func (p Pull) namespace(more ...string) []string {
 func (p Pull) trust(dir string) []string {
 	certs := filepath.Join(dir, "certs.d", p.Registry)
 	return []string{"mkdir -p " + certs, "cp " + p.Node.CAFile + " " + filepath.Join(certs, "ca.crt")}
+}
+
+// env is the environment of everything that belongs to the client. Its programs are
+// Go's, which take the system's trusted certificates from this file.
+func (p Pull) env(more ...string) []string {
+	if p.CAFile != "" {
+		more = append(more, "SSL_CERT_FILE="+p.CAFile)
+	}
+	return more
 }
 
 // write writes a file of the pull and returns its path.

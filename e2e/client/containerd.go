@@ -53,7 +53,7 @@ func (p Pull) containerd(ctx context.Context, program, config string, use func(s
 	}
 	socket := filepath.Join(p.Dir, "c.sock")
 	daemon, err := process.Start(process.Spec{
-		Name: "containerd", Path: program, Dir: p.Dir, Mounts: p.namespace(),
+		Name: "containerd", Path: program, Dir: p.Dir, Env: p.env(), Mounts: p.namespace(),
 		Args: []string{
 			"--config", file, "--address", socket,
 			"--root", p.Root(), "--state", filepath.Join(p.Dir, "state"),
@@ -94,7 +94,7 @@ func (p Programs) ctr16(ctx context.Context, pull Pull) (Arrived, error) {
 	err := pull.containerd(ctx, p.Containerd, config16, func(socket string) error {
 		ctr := func(args ...string) (string, error) {
 			return process.Run(ctx, process.Spec{
-				Name: "ctr", Path: p.Ctr, Dir: pull.Dir,
+				Name: "ctr", Path: p.Ctr, Dir: pull.Dir, Env: pull.env(),
 				Args: append([]string{"--address", socket}, args...),
 			})
 		}

@@ -47,7 +47,7 @@ func (p Programs) docker(ctx context.Context, pull Pull, config map[string]any, 
 	socket := filepath.Join(pull.Dir, "d.sock")
 	root := filepath.Join(pull.Dir, "root")
 	daemon, err := process.Start(process.Spec{
-		Name: "dockerd", Path: p.Dockerd, Dir: pull.Dir, Env: env, Mounts: mounts,
+		Name: "dockerd", Path: p.Dockerd, Dir: pull.Dir, Env: pull.env(env...), Mounts: mounts,
 		Args: []string{
 			"--config-file", file, "--host", "unix://" + socket, "--pidfile", filepath.Join(pull.Dir, "pid"),
 			"--data-root", root, "--exec-root", filepath.Join(pull.Dir, "x"),

@@ -69,10 +69,9 @@ func (p Programs) podman(ctx context.Context, pull Pull, conf string, env, mount
 	defer os.RemoveAll(root)
 	out, err := process.Run(ctx, process.Spec{
 		Name: "podman", Path: "/bin/sh", Args: []string{"-c", podmanScript}, Dir: pull.Dir, Mounts: mounts,
-		Env: append([]string{
-			"CONTAINERS_REGISTRIES_CONF=" + conf, "REGISTRY_AUTH_FILE=" + auth,
-			"PODMAN=" + p.Podman, "ROOT=" + root, "IMAGE=" + pull.Image(),
-		}, env...),
+		Env: append(pull.env(env...),
+			"CONTAINERS_REGISTRIES_CONF="+conf, "REGISTRY_AUTH_FILE="+auth,
+			"PODMAN="+p.Podman, "ROOT="+root, "IMAGE="+pull.Image()),
 	})
 	if err != nil {
 		return Arrived{}, err
@@ -114,7 +113,7 @@ func (p Programs) skopeo(ctx context.Context, pull Pull, conf string, env, mount
 	dir := filepath.Join(pull.Dir, "image")
 	defer os.RemoveAll(dir)
 	if _, err := process.Run(ctx, process.Spec{
-		Name: "skopeo", Path: p.Skopeo, Dir: pull.Dir, Env: env, Mounts: mounts,
+		Name: "skopeo", Path: p.Skopeo, Dir: pull.Dir, Env: pull.env(env...), Mounts: mounts,
 		Args: []string{
 			"--insecure-policy", "--registries-conf", conf, "copy", "--authfile", auth,
 			"docker://" + pull.Image(), "dir:" + dir,

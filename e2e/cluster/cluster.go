@@ -38,6 +38,8 @@ type Config struct {
 	// Place gives each member a machine of its own on a network; nil: all are on
 	// loopback.
 	Place func(name string, role Role) (*fabric.Port, error)
+	// Env is added to the environment of every member.
+	Env []string
 	// LogLevel is info when empty.
 	LogLevel string
 }
@@ -46,8 +48,11 @@ type Config struct {
 type Host struct {
 	Name     string `yaml:"name"`
 	Endpoint string `yaml:"endpoint"`
-	// CAFile is the certificate that the server's may chain to beside the system's.
-	CAFile string `yaml:"caFile,omitempty"`
+	// CAFile signs the server's certificate; CertFile and KeyFile are what a server that
+	// wants to know its clients is shown.
+	CAFile   string `yaml:"caFile,omitempty"`
+	CertFile string `yaml:"certFile,omitempty"`
+	KeyFile  string `yaml:"keyFile,omitempty"`
 }
 
 // Cluster is a running cluster.
@@ -81,6 +86,7 @@ type Member struct {
 	client  *http.Client
 	program string
 	args    []string
+	env     []string
 	process *process.Process
 }
 
@@ -170,7 +176,7 @@ func (c *Cluster) New(like Member) (*Member, error) {
 		return nil, err
 	}
 	program, args := m.command()
-	m.program, m.args = filepath.Join(c.cfg.Bin, program), args
+	m.program, m.args, m.env = filepath.Join(c.cfg.Bin, program), args, c.cfg.Env
 	if c.Scheduler == nil {
 		return m, nil
 	}
@@ -245,7 +251,7 @@ func (m *Member) Ready(ctx context.Context) error {
 
 // Launch starts a member that is not running and does not wait.
 func (m *Member) Launch() error {
-	p, err := process.Start(process.Spec{Name: m.Name, Path: m.program, Args: m.args, Dir: m.Dir, Netns: m.netns()})
+	p, err := process.Start(process.Spec{Name: m.Name, Path: m.program, Args: m.args, Env: m.env, Dir: m.Dir, Netns: m.netns()})
 	if err != nil {
 		return err
 	}

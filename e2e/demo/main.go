@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -66,17 +67,17 @@ func run(ctx context.Context, bin string, nodes int, keep bool, out io.Writer) (
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	front, img, err := startRegistry(ctx)
+	front, ca, img, err := startRegistry(ctx, dir)
 	if err != nil {
 		return err
 	}
 	defer front.Close()
-	fmt.Fprintf(out, "registry  %s (known as %s), image %s:%s: %d layers, %s\n",
+	fmt.Fprintf(out, "registry  %s (known as %s, with TLS, HTTP/2 and a password), image %s:%s: %d layers, %s\n",
 		front.URL, registryName, repository, tag, len(img.Native.Layers), size(img.Native.LayerBytes()))
 
 	c, err := cluster.Start(ctx, cluster.Config{
 		Dir: dir, Bin: bin, Seeds: 1, Nodes: nodes,
-		Hosts: []cluster.Host{{Name: registryName, Endpoint: front.URL}},
+		Hosts: []cluster.Host{{Name: registryName, Endpoint: front.URL, CAFile: ca}},
 	})
 	if err != nil {
 		return err
@@ -103,23 +104,34 @@ func run(ctx context.Context, bin string, nodes int, keep bool, out io.Writer) (
 }
 
 // startRegistry starts a registry in this process, with an image of two
-// architectures in it.
-func startRegistry(ctx context.Context) (*origin.Front, *sample.Image, error) {
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	front, err := origin.NewHandlerFront(handler, origin.NewCounter())
+// architectures in it. It speaks HTTPS with HTTP/2 under a CA of its own, whose file it
+// returns, and wants a password.
+func startRegistry(ctx context.Context, dir string) (*origin.Front, string, *sample.Image, error) {
+	authority, err := origin.NewAuthority(dir)
 	if err != nil {
-		return nil, nil, err
+		return nil, "", nil, err
 	}
 	img, err := sample.New("demo", sample.Large(), sample.OCI)
-	if err == nil {
-		err = img.Push(ctx, front.URL, repository, tag, "")
-	}
 	if err != nil {
-		front.Close()
-		return nil, nil, err
+		return nil, "", nil, err
 	}
-	front.Reset()
-	return front, img, nil
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	if err := fill(ctx, handler, img); err != nil {
+		return nil, "", nil, err
+	}
+	front, err := origin.NewHandlerFront(origin.RequirePassword(handler), origin.NewCounter(),
+		origin.Wire{Authority: authority, Names: []string{registryName}})
+	return front, authority.CAFile, img, err
+}
+
+// fill pushes the image to a registry behind its back: what a push costs is not shown.
+func fill(ctx context.Context, handler http.Handler, img *sample.Image) error {
+	back, err := origin.NewHandlerFront(handler, origin.NewCounter(), origin.Wire{})
+	if err != nil {
+		return err
+	}
+	defer back.Close()
+	return img.Push(ctx, back.URL, repository, tag, "")
 }
 
 // pull pulls the image through every node at once.
@@ -130,7 +142,7 @@ func pull(ctx context.Context, c *cluster.Cluster, img *sample.Image) ([]puller.
 	group, ctx := errgroup.WithContext(ctx)
 	for i, n := range c.Nodes {
 		group.Go(func() error {
-			p := puller.Puller{Base: n.Mirror, Registry: registryName}
+			p := puller.Puller{Base: n.Mirror, Registry: registryName, Authorization: origin.BasicAuth(origin.Reader)}
 			result, err := p.Pull(ctx, repository, tag)
 			if err != nil {
 				return fmt.Errorf("%s: %w", n.Name, err)
@@ -199,12 +211,13 @@ func explain(out io.Writer, c *cluster.Cluster, dir string) {
 	fmt.Fprintf(out, "\nStill running; Ctrl-C ends it. Configurations and logs are in %s.\nPull through a node yourself:\n", dir)
 	for i, n := range c.Nodes {
 		image := strings.TrimPrefix(n.Mirror, "http://") + "/" + registryName + "/" + repository + ":" + tag
+		user := origin.Reader + ":" + origin.Password
+		// podman, skopeo and docker send no password to a mirror of every registry: it has
+		// no challenge for their ping.
 		command := []string{
-			"ctr images pull --plain-http " + image,
-			"skopeo copy --src-tls-verify=false docker://" + image + " dir:/tmp/damselfly-demo-image",
-			"podman pull --tls-verify=false " + image,
-			"docker pull " + image,
-		}[i%4]
+			"ctr images pull --plain-http --user " + user + " " + image,
+			fmt.Sprintf("curl -u %s '%s/v2/%s/manifests/%s?ns=%s'", user, n.Mirror, repository, tag, registryName),
+		}[i%2]
 		fmt.Fprintf(out, "  %s: %s\n", n.Name, command)
 	}
 	fmt.Fprintf(out, "Numbers of a node: curl http://%s/metrics\n", c.Nodes[0].Ops)

@@ -36,22 +36,24 @@ type Node struct {
 	registry string
 	handler  http.Handler
 	tls      *tls.Config
+	upstream *http.Transport
 	servers  []*http.Server
 }
 
-// Start starts a node in front of the origin at target, which it also takes for
-// the registry with the given name. The caller closes it.
-func Start(dir, registry, target string) (*Node, error) {
+// Start starts a node in front of the origin at target, which it reaches by the given
+// transport and also takes for the registry with the given name. The caller closes it.
+func Start(dir, registry, target string, upstream *http.Transport) (*Node, error) {
 	to, err := url.Parse(target)
 	if err != nil {
 		return nil, fmt.Errorf("direct node: %w", err)
 	}
 	n := &Node{
 		registry: registry,
+		upstream: upstream,
 		CAFile:   filepath.Join(dir, "direct-ca.crt"),
 		handler: &httputil.ReverseProxy{
 			Rewrite:       func(p *httputil.ProxyRequest) { p.SetURL(to) },
-			Transport:     &http.Transport{DisableCompression: true},
+			Transport:     upstream,
 			FlushInterval: -1,
 			ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 				if !errors.Is(err, context.Canceled) {
@@ -89,6 +91,7 @@ func (n *Node) Close() {
 	for _, s := range n.servers {
 		_ = s.Close()
 	}
+	n.upstream.CloseIdleConnections()
 }
 
 // mirror passes on what a mirror is asked: the registry is named by ns=, by the

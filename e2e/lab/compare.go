@@ -57,7 +57,7 @@ func pullThroughNginx(ctx context.Context, w *world) (Side, error) {
 		return Side{}, err
 	}
 	file, listen := filepath.Join(dir, "nginx.conf"), net.JoinHostPort(port.Addr().String(), "5000")
-	if err := os.WriteFile(file, []byte(nginxConfig(dir, listen, w.origin.URL)), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(nginxConfig(dir, listen, w.origin.URL, w.origin.CAFile)), 0o644); err != nil {
 		return Side{}, err
 	}
 	p, err := process.Start(process.Spec{
@@ -73,7 +73,7 @@ func pullThroughNginx(ctx context.Context, w *world) (Side, error) {
 	base := "http://" + listen
 	starting, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	c := newClient("", port, base, "").http
+	c := w.client("", port, base, "").http
 	defer c.CloseIdleConnections()
 	if err := p.Ready(starting, process.AnswersBy(c, base+nginxReady)); err != nil {
 		return Side{}, err
@@ -87,7 +87,7 @@ const nginxReady = "/ready"
 // nginxConfig is that of a cache which reads each blob and manifest from the origin
 // once: who asks for what it is reading waits as long as that takes. By nginx's own
 // settings they would give up waiting after 5 s, and all read the origin.
-func nginxConfig(dir, listen, origin string) string {
+func nginxConfig(dir, listen, origin, caFile string) string {
 	return fmt.Sprintf(`daemon off;
 user root;
 worker_processes auto;
@@ -109,6 +109,10 @@ http {
 		location = %[9]s { return 204; }
 		location / {
 			proxy_pass %[10]s;
+			proxy_ssl_trusted_certificate %[11]q;
+			proxy_ssl_verify on;
+			proxy_ssl_name localhost; # nginx knows no certificates of addresses
+			proxy_ssl_session_reuse on;
 			proxy_http_version 1.1;
 			proxy_set_header Connection "";
 			proxy_read_timeout 1h;
@@ -121,7 +125,7 @@ http {
 	}
 }
 `, filepath.Join(dir, "pid"), filepath.Join(dir, "body"), filepath.Join(dir, "proxy"), filepath.Join(dir, "fastcgi"),
-		filepath.Join(dir, "uwsgi"), filepath.Join(dir, "scgi"), filepath.Join(dir, "files"), listen, nginxReady, origin)
+		filepath.Join(dir, "uwsgi"), filepath.Join(dir, "scgi"), filepath.Join(dir, "files"), listen, nginxReady, origin, caFile)
 }
 
 // prepareSides makes the machine ready for the other ways of pulling that the options
@@ -175,7 +179,7 @@ func (w *world) pullFrom(ctx context.Context, base string) (Side, error) {
 	w.each(w.cluster.Nodes, func(_ int, m *cluster.Member) {
 		var images sync.WaitGroup
 		for _, img := range w.images {
-			images.Go(func() { w.pull(limited, newClient(m.Name, w.port(m.Name), base, ""), img) })
+			images.Go(func() { w.pull(limited, w.client(m.Name, w.port(m.Name), base, ""), img) })
 		}
 		images.Wait()
 	})

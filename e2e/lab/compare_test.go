@@ -53,9 +53,10 @@ func TestSideTimeout(t *testing.T) {
 }
 
 func TestNginxConfig(t *testing.T) {
-	got := nginxConfig("/run/lab x", "10.77.0.9:5000", "http://10.77.0.1:5000")
+	got := nginxConfig("/run/lab x", "10.77.0.9:5000", "https://10.77.0.1:5000", "/run/lab x/ca.crt")
 	for _, want := range []string{
-		"listen 10.77.0.9:5000;", "proxy_pass http://10.77.0.1:5000;", "proxy_cache_lock on;", `pid "/run/lab x/pid";`,
+		"listen 10.77.0.9:5000;", "proxy_pass https://10.77.0.1:5000;", `proxy_ssl_trusted_certificate "/run/lab x/ca.crt";`,
+		"proxy_cache_lock on;", `pid "/run/lab x/pid";`,
 		"location = /ready {", `proxy_cache_path "/run/lab x/files"`,
 	} {
 		if !strings.Contains(got, want) {

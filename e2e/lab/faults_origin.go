@@ -150,15 +150,18 @@ func noRange(ctx context.Context, w *world) error {
 	return ctx.Err()
 }
 
+// bucket is the address of the server that expired redirects to.
+func (w *world) bucket() string { return net.JoinHostPort(w.originPort.Addr().String(), "5001") }
+
 // expired stands between the registry and its readers as a bucket does. A URL is asked
 // about when a read begins, not while it goes on.
 func expired(ctx context.Context, w *world) error {
 	const good = time.Second
-	bucket, err := w.originPort.Listen(ctx, "tcp", net.JoinHostPort(w.originPort.Addr().String(), "5001"))
+	layer := w.images[0].Native.Layers[0]
+	authorization, err := w.origin.Authorization(origin.Reader, w.images[0].repository)
 	if err != nil {
 		return err
 	}
-	layer := w.images[0].Native.Layers[0]
 	signed := func(r *http.Request) (int64, bool) {
 		n, err := strconv.ParseInt(r.URL.Query().Get("expires"), 10, 64)
 		return n, err == nil
@@ -173,24 +176,29 @@ func expired(ctx context.Context, w *world) error {
 			return !ok && origin.Blob(layer.Digest)(r)
 		},
 		Fault: func(rw http.ResponseWriter, r *http.Request, _ http.Handler) {
-			to := url.URL{Scheme: "http", Host: bucket.Addr().String(), Path: r.URL.Path}
+			to := url.URL{Scheme: "https", Host: w.bucket(), Path: r.URL.Path}
 			to.RawQuery = fmt.Sprintf("expires=%d", time.Now().Add(good).UnixMilli())
 			http.Redirect(rw, r, to.String(), http.StatusTemporaryRedirect)
 		},
 	})
 	var late, reads asked
-	server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	handler := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if until, ok := signed(r); !ok || time.Now().UnixMilli() > until {
 			late.add()
 			http.Error(rw, "Request has expired", http.StatusForbidden)
 			return
 		}
 		reads.add()
+		r.Header.Set("Authorization", authorization) // the registry behind does not know such URLs
 		w.origin.ServeHTTP(rw, r)
-	})}
-	served := make(chan struct{})
-	go func() { defer close(served); _ = server.Serve(bucket) }()
-	defer func() { _ = server.Close(); <-served }()
+	})
+	bucket, err := w.origin.Beside(handler, origin.Wire{Listen: func() (net.Listener, error) {
+		return w.originPort.Listen(ctx, "tcp", w.bucket())
+	}})
+	if err != nil {
+		return err
+	}
+	defer bucket.Close()
 	w.flash(ctx, w.cluster.Nodes)
 	w.figure("expired_requests", float64(late.between(0, time.Hour)))
 	w.must(reads.between(good, time.Hour) > 0, "no read began after the first URL had expired")

@@ -142,7 +142,7 @@ func TestDuringIsTooLate(t *testing.T) {
 func TestEachLayer(t *testing.T) {
 	w := seen(t, "node1")
 	next := http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusOK) })
-	front, err := origin.NewHandlerFront(next, origin.NewCounter())
+	front, err := origin.NewHandlerFront(next, origin.NewCounter(), origin.Wire{})
 	if err != nil {
 		t.Fatal(err)
 	}

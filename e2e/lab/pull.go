@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/damselfly-p2p/damselfly/e2e/fabric"
+	"github.com/damselfly-p2p/damselfly/e2e/origin"
 	"github.com/damselfly-p2p/damselfly/e2e/sample"
 )
 
@@ -37,18 +38,23 @@ type image struct {
 type client struct {
 	// node is the member's name.
 	node string
-	// base is http://host:port of a mirror or registry; registry is sent as ns=, ""
+	// base is scheme://host:port of a mirror or registry; registry is sent as ns=, ""
 	// sends none.
 	base, registry string
 	http           *http.Client
+	// authorize makes the header that lets the client read a repository.
+	authorize     func(repository string) (string, error)
+	authorization string // once it is made
 }
 
-// newClient returns a client whose connections start at port. base and registry are
-// as in client.
-func newClient(node string, port *fabric.Port, base, registry string) client {
-	return client{node: node, base: base, registry: registry, http: &http.Client{Transport: &http.Transport{
-		DialContext: port.Dial, DisableCompression: true, MaxIdleConnsPerHost: parallel, ReadBufferSize: 64 << 10,
-	}}}
+// client returns a client whose connections start at port, and who may read the
+// origin. base and registry are as in client.
+func (w *world) client(node string, port *fabric.Port, base, registry string) client {
+	t := w.origin.Transport()
+	t.DialContext, t.MaxIdleConnsPerHost, t.ReadBufferSize = port.Dial, parallel, 64<<10
+	return client{
+		node: node, base: base, registry: registry, http: &http.Client{Transport: t}, authorize: w.origin.As(origin.Reader),
+	}
 }
 
 // point is how many bytes of layers a pull had got at a time since the run's start.
@@ -119,6 +125,10 @@ func (p *pull) record(ctx context.Context) {
 
 func (c client) pull(ctx context.Context, p *pull) error {
 	img := p.image
+	var err error
+	if c.authorization, err = c.authorize(img.repository); err != nil {
+		return err
+	}
 	head, err := c.do(ctx, http.MethodHead, "/v2/"+img.repository+"/manifests/"+tag)
 	if err != nil {
 		return err
@@ -221,6 +231,9 @@ func (c client) do(ctx context.Context, method, path string) (*http.Response, er
 		return nil, err
 	}
 	req.Header.Set("Accept", "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, */*")
+	if c.authorization != "" {
+		req.Header.Set("Authorization", c.authorization)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, err

@@ -57,7 +57,7 @@ func (w *world) pullImages(ctx context.Context, m *cluster.Member, images []imag
 	defer cancel()
 	var wait sync.WaitGroup
 	for _, img := range images {
-		wait.Go(func() { w.pull(ctx, newClient(m.Name, w.port(m.Name), m.Mirror, registryName), img) })
+		wait.Go(func() { w.pull(ctx, w.client(m.Name, w.port(m.Name), m.Mirror, registryName), img) })
 	}
 	wait.Wait()
 }

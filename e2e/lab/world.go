@@ -140,10 +140,10 @@ func (w *world) startFabric(ctx context.Context) (err error) {
 // startOrigin starts the registry and pushes the images beside the origin's link.
 func (w *world) startOrigin(ctx context.Context) (err error) {
 	w.origin, err = origin.Start(ctx, origin.Config{
-		Dir: filepath.Join(w.dir, "origin"), Registry: w.programs.registry, Kind: origin.Public,
-		Listen: func() (net.Listener, error) {
-			return w.originPort.Listen(ctx, "tcp", net.JoinHostPort(w.originPort.Addr().String(), "5000"))
-		},
+		Dir: filepath.Join(w.dir, "origin"), Registry: w.programs.registry, Kind: origin.Token,
+		Wire: origin.Wire{Listen: func() (net.Listener, error) {
+			return w.originPort.Listen(ctx, "tcp", net.JoinHostPort(w.originPort.Addr().String(), "0"))
+		}},
 	})
 	if err != nil {
 		return err
@@ -166,7 +166,7 @@ func (w *world) startOrigin(ctx context.Context) (err error) {
 func (w *world) startCluster(ctx context.Context) (err error) {
 	w.cluster, err = cluster.Start(ctx, cluster.Config{
 		Dir: filepath.Join(w.dir, "cluster"), Bin: w.programs.bin, Schedulers: w.Schedulers, LogLevel: w.LogLevel,
-		Hosts: []cluster.Host{{Name: registryName, Endpoint: w.origin.URL}},
+		Hosts: []cluster.Host{{Name: registryName, Endpoint: w.origin.URL, CAFile: w.origin.CAFile}},
 		Place: w.place,
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"crypto/tls"
 	"maps"
 	"net/http"
 	"strings"
@@ -15,6 +16,8 @@ type Counts struct {
 	// the answers by status code.
 	Requests int
 	Status   map[int]int
+	// Spoken counts these answers by protocols, such as "HTTP/2.0, TLS 1.3".
+	Spoken map[string]int
 	// ManifestGets and ManifestHeads count the answers 200 by the manifest's
 	// digest, however the manifest was asked for.
 	ManifestGets  map[string]int
@@ -28,6 +31,7 @@ type Counts struct {
 func newCounts() Counts {
 	return Counts{
 		Status:        map[int]int{},
+		Spoken:        map[string]int{},
 		ManifestGets:  map[string]int{},
 		ManifestHeads: map[string]int{},
 		BlobGets:      map[string]int{},
@@ -63,6 +67,7 @@ func (c *Counter) Counts() Counts {
 	defer c.mu.Unlock()
 	out := c.counts
 	out.Status = maps.Clone(out.Status)
+	out.Spoken = maps.Clone(out.Spoken)
 	out.ManifestGets = maps.Clone(out.ManifestGets)
 	out.ManifestHeads = maps.Clone(out.ManifestHeads)
 	out.BlobGets = maps.Clone(out.BlobGets)
@@ -104,6 +109,7 @@ func (c *Counter) answered(r *http.Request, header http.Header, status int) {
 	defer c.mu.Unlock()
 	c.counts.Requests++
 	c.counts.Status[status]++
+	c.counts.Spoken[spoken(r)]++
 	switch {
 	case kind == manifest && status == http.StatusOK:
 		if d := header.Get("Docker-Content-Digest"); d != "" {
@@ -130,6 +136,20 @@ func (c *Counter) sent(r *http.Request, status, n int) {
 	c.counts.BlobBytes[reference] += int64(n)
 	close(c.changed)
 	c.changed = make(chan struct{})
+}
+
+// spokenHeader is where a proxy before a front says what its clients speak.
+const spokenHeader = "X-Spoken"
+
+// spoken tells the protocols that a request came by.
+func spoken(r *http.Request) string {
+	if by := r.Header.Get(spokenHeader); by != "" {
+		return by
+	}
+	if r.TLS == nil {
+		return r.Proto
+	}
+	return r.Proto + ", " + tls.VersionName(r.TLS.Version)
 }
 
 type class int

@@ -1,31 +1,32 @@
 // Package origin starts registries for the end-to-end tests: the distribution
 // registry, open or behind a password or a token realm, with its blobs in files
-// or in a bucket to which it redirects. In front of each stands a proxy that
-// counts what is asked and sent, and that misbehaves on request. Its counters
-// are what the tests judge by.
+// or in a bucket to which it redirects. They speak HTTPS with HTTP/2 under a private
+// CA unless told otherwise. In front of each stands a proxy that counts what is asked
+// and sent, and that misbehaves on request. Its counters are what the tests judge by.
 package origin
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Front is a reverse proxy in front of an HTTP server: it counts, and it injects
 // faults. It is safe for concurrent use.
 type Front struct {
-	// URL is where it listens, http://host:port.
+	// URL is where it listens, https://host:port, or http:// without an authority.
 	URL string
 	*Counter
 
-	server *http.Server
-	next   http.Handler
+	next     http.Handler
+	upstream *http.Transport // nil: next answers by itself
+	entrance *entrance
 
 	mu    sync.Mutex
 	rules []*Rule
@@ -43,20 +44,21 @@ type Rule struct {
 
 // NewFront starts a front of the server at upstream; counter may be shared with
 // other fronts. The caller closes it.
-func NewFront(upstream string, counter *Counter) (*Front, error) {
-	return newFront(upstream, counter, nil)
-}
-
-func newFront(upstream string, counter *Counter, listen func() (net.Listener, error)) (*Front, error) {
+func NewFront(upstream string, counter *Counter, wire Wire) (*Front, error) {
 	target, err := url.Parse(upstream)
 	if err != nil {
 		return nil, fmt.Errorf("front of %s: %w", upstream, err)
 	}
 	transport := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64}
-	return newHandlerFront(&httputil.ReverseProxy{
+	f, err := NewHandlerFront(&httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(target)
 			p.Out.Host = p.In.Host // a presigned URL signs it
+			if p.In.TLS != nil {
+				p.Out.Header.Set("X-Forwarded-Proto", "https")
+			} else if proto := p.In.Header["X-Forwarded-Proto"]; proto != nil {
+				p.Out.Header["X-Forwarded-Proto"] = proto
+			}
 		},
 		Transport:     transport,
 		FlushInterval: -1,
@@ -65,33 +67,36 @@ func newFront(upstream string, counter *Counter, listen func() (net.Listener, er
 				w.WriteHeader(http.StatusBadGateway)
 			}
 		},
-	}, counter, listen)
+	}, counter, wire)
+	if err == nil {
+		f.upstream = transport
+	}
+	return f, err
 }
 
 // NewHandlerFront starts a front of a handler in this process.
-func NewHandlerFront(next http.Handler, counter *Counter) (*Front, error) {
-	return newHandlerFront(next, counter, nil)
-}
-
-func newHandlerFront(next http.Handler, counter *Counter, listen func() (net.Listener, error)) (*Front, error) {
-	if listen == nil {
-		listen = func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
-	}
-	listener, err := listen()
-	if err != nil {
+func NewHandlerFront(next http.Handler, counter *Counter, wire Wire) (*Front, error) {
+	f := &Front{Counter: counter, next: next}
+	var err error
+	if f.entrance, err = open(wire, f); err != nil {
 		return nil, fmt.Errorf("front: %w", err)
 	}
-	f := &Front{URL: "http://" + listener.Addr().String(), Counter: counter, next: next}
-	f.server = &http.Server{Handler: f}
-	go func() { _ = f.server.Serve(listener) }()
+	f.URL = f.entrance.url()
 	return f, nil
 }
 
-// Host is the host:port of URL.
-func (f *Front) Host() string { return f.URL[len("http://"):] }
+// Restart has a new server take over the address, as a rolling update of a proxy
+// does. Whoever is connected is told to go (GOAWAY in HTTP/2, Connection: close in
+// HTTP/1.1), has the given time to finish, and is then cut off.
+func (f *Front) Restart(grace time.Duration) error { return f.entrance.restart(grace) }
 
 // Close stops the front and cuts every connection.
-func (f *Front) Close() { _ = f.server.Close() }
+func (f *Front) Close() {
+	f.entrance.close()
+	if f.upstream != nil {
+		f.upstream.CloseIdleConnections()
+	}
+}
 
 // Inject adds a rule. The first rule that matches a request is the only one that
 // changes it. The returned function removes the rule.

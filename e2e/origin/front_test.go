@@ -26,24 +26,52 @@ func blobs() (http.Handler, string) {
 	}), "/v2/app/img/blobs/" + digest
 }
 
-func get(t *testing.T, url, ask string) (int, string, error) {
+// world is a front of a handler with a client that reaches it.
+type world struct {
+	*Front
+	client *http.Client
+}
+
+// start starts a front that speaks as wire says, under an authority of its own.
+func start(t *testing.T, handler http.Handler, wire Wire) world {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	var err error
+	if wire.Authority, err = NewAuthority(t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	f, err := NewHandlerFront(handler, NewCounter(), wire)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := world{f, &http.Client{Transport: wire.Authority.Transport()}}
+	t.Cleanup(func() {
+		w.client.CloseIdleConnections()
+		f.Close()
+	})
+	return w
+}
+
+// get asks for a path and returns the answer, whose body is read, and its body.
+func (w world) get(t *testing.T, path, ask string) (*http.Response, string, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.URL+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if ask != "" {
 		req.Header.Set("Range", ask)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Do(req)
+	resp, err := w.client.Do(req)
 	if err != nil {
-		t.Fatal(err)
+		return nil, "", err
 	}
 	defer resp.Body.Close()
 	got, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(got), err
+	return resp, string(got), err
 }
+
+// oldHTTP leaves HTTP/2 out.
+func oldHTTP(s *http.Server) { s.TLSConfig.NextProtos = []string{"http/1.1"} }
 
 func TestFaults(t *testing.T) {
 	open := make(chan struct{})
@@ -63,43 +91,43 @@ func TestFaults(t *testing.T) {
 		{"no fault, range", Slow(Rate(1 << 20)), "bytes=4-5", 206, "45", false},
 		{"hold, released", Hold(4, open), "", 200, body, false},
 	} {
-		t.Run(row.name, func(t *testing.T) {
-			handler, path := blobs()
-			f, err := NewHandlerFront(handler, NewCounter())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			_, digest, _ := strings.Cut(path, "/blobs/")
-			f.Inject(Rule{Match: Blob(digest), Times: 1, Fault: row.fault})
-			status, got, err := get(t, f.URL+path, row.ask)
-			if status != row.status || (row.body != "" && got != row.body) || (err != nil) != row.cut {
-				t.Errorf("got %d %q, error %v; want %d %q, cut %t", status, got, err, row.status, row.body, row.cut)
-			}
-			if sent := f.Counts().BlobBytes[digest]; row.body != "" && sent != int64(len(row.body)) {
-				t.Errorf("counted %d bytes, want %d", sent, len(row.body))
-			}
-			// The rule is used up.
-			if status, got, err := get(t, f.URL+path, ""); status != 200 || got != body || err != nil {
-				t.Errorf("afterwards: %d %q, error %v", status, got, err)
-			}
-		})
+		for _, wire := range []Wire{{}, {Alter: oldHTTP}} {
+			t.Run(fmt.Sprintf("%s, HTTP/2 %t", row.name, wire.Alter == nil), func(t *testing.T) {
+				handler, path := blobs()
+				w := start(t, handler, wire)
+				_, digest, _ := strings.Cut(path, "/blobs/")
+				w.Inject(Rule{Match: Blob(digest), Times: 1, Fault: row.fault})
+				resp, got, err := w.get(t, path, row.ask)
+				if resp == nil {
+					t.Fatal(err)
+				}
+				if want := map[bool]int{true: 2, false: 1}[wire.Alter == nil]; resp.ProtoMajor != want {
+					t.Errorf("answered by %s, want HTTP/%d", resp.Proto, want)
+				}
+				if resp.StatusCode != row.status || (row.body != "" && got != row.body) || (err != nil) != row.cut {
+					t.Errorf("got %d %q, error %v; want %d %q, cut %t", resp.StatusCode, got, err, row.status, row.body, row.cut)
+				}
+				if sent := w.Counts().BlobBytes[digest]; row.body != "" && sent != int64(len(row.body)) {
+					t.Errorf("counted %d bytes, want %d", sent, len(row.body))
+				}
+				// The rule is used up.
+				if resp, got, err := w.get(t, path, ""); err != nil || resp.StatusCode != 200 || got != body {
+					t.Errorf("afterwards: %q, error %v", got, err)
+				}
+			})
+		}
 	}
 }
 
 func TestHoldWaits(t *testing.T) {
 	handler, path := blobs()
-	f, err := NewHandlerFront(handler, NewCounter())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
+	f := start(t, handler, Wire{})
 	_, digest, _ := strings.Cut(path, "/blobs/")
 	release := make(chan struct{})
 	f.Inject(Rule{Fault: Hold(4, release)})
 	done := make(chan error, 1)
 	go func() {
-		_, got, err := get(t, f.URL+path, "")
+		_, got, err := f.get(t, path, "")
 		if err == nil && got != body {
 			err = fmt.Errorf("got %q", got)
 		}
@@ -121,5 +149,55 @@ func TestHoldWaits(t *testing.T) {
 	cancel()
 	if err := f.WaitBytes(ctx, digest, 1<<20); err == nil {
 		t.Error("WaitBytes did not end with its context")
+	}
+}
+
+// TestRestart has a front hand over in the midst of a body: who has time to finish
+// does, who has none is cut off, and the next request finds the new server.
+func TestRestart(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		grace time.Duration
+		cut   bool
+	}{{"time to finish", time.Hour, false}, {"none", time.Millisecond, true}} {
+		t.Run(row.name, func(t *testing.T) {
+			handler, path := blobs()
+			w := start(t, handler, Wire{})
+			_, digest, _ := strings.Cut(path, "/blobs/")
+			release := make(chan struct{})
+			w.Inject(Rule{Times: 1, Fault: Hold(4, release)})
+			done := make(chan error, 1)
+			go func() {
+				_, _, err := w.get(t, path, "")
+				done <- err
+			}()
+			if err := w.WaitBytes(t.Context(), digest, 4); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Restart(row.grace); err != nil {
+				t.Fatal(err)
+			}
+			if !row.cut {
+				close(release)
+			}
+			if err := <-done; (err != nil) != row.cut {
+				t.Errorf("the body that was under way: %v, want cut %t", err, row.cut)
+			}
+			if _, got, err := w.get(t, path, ""); err != nil || got != body {
+				t.Errorf("the new server answers %q, %v", got, err)
+			}
+		})
+	}
+}
+
+// TestRefuse has the first streams refused: a client that may try again finds the
+// server behind.
+func TestRefuse(t *testing.T) {
+	handler, path := blobs()
+	var r Refusal
+	w := start(t, handler, Wire{Accept: r.First(3)})
+	resp, got, err := w.get(t, path, "")
+	if err != nil || got != body || resp.ProtoMajor != 2 || r.Refused() != 3 {
+		t.Errorf("got %q, %v, after %d refusals; want %q by HTTP/2 after 3", got, err, r.Refused(), body)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -28,32 +27,47 @@ const (
 	service = "registry.test"
 )
 
+// BasicAuth is the Authorization header of a user.
+func BasicAuth(user string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+Password))
+}
+
+// RequirePassword answers 401 to whoever is not Reader by password, and hands all other
+// requests to next.
+func RequirePassword(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != BasicAuth(Reader) {
+			Status(http.StatusUnauthorized, "WWW-Authenticate", `Basic realm="test"`)(w, r, nil)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // Realm is a token server: it checks a user and signs what the user may do. It
 // is safe for concurrent use.
 type Realm struct {
 	// URL is the realm as challenges name it.
 	URL string
 
-	key    *ecdsa.PrivateKey
-	server *http.Server
+	key      *ecdsa.PrivateKey
+	entrance *entrance
 }
 
-func newRealm() (*Realm, error) {
+func newRealm(wire Wire) (*Realm, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("token realm: %w", err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	r := &Realm{key: key}
+	if r.entrance, err = open(wire, r); err != nil {
 		return nil, fmt.Errorf("token realm: %w", err)
 	}
-	r := &Realm{URL: "http://" + listener.Addr().String() + "/token", key: key}
-	r.server = &http.Server{Handler: r}
-	go func() { _ = r.server.Serve(listener) }()
+	r.URL = r.entrance.url() + "/token"
 	return r, nil
 }
 
-func (r *Realm) close() { _ = r.server.Close() }
+func (r *Realm) close() { r.entrance.close() }
 
 // ServeHTTP answers a request for a token by GET with Basic credentials or by
 // POST of a form (OAuth2 password grant), as clients try by turns.

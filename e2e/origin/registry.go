@@ -2,9 +2,8 @@ package origin
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
-	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,15 +35,26 @@ type Config struct {
 	Kind     Kind
 	// Bucket stores blobs in a bucket and redirects to it by presigned URLs.
 	Bucket bool
-	// Listen opens what the fronts listen on; nil: a port of loopback.
-	Listen func() (net.Listener, error)
+	// Plain leaves TLS out: HTTP/1.1 in the clear.
+	Plain bool
+	// Nginx stands before the front, which then speaks HTTP/1.1 without TLS; nil: none.
+	Nginx *Nginx
+	// Wire is how the registry, its realm and its bucket speak. Without Plain they have
+	// an authority of their own where it names none.
+	Wire Wire
 }
 
 // Origin is a registry with the front that clients of it must use.
 type Origin struct {
 	*Front
 	Kind Kind
+	// CAFile is the certificate of the authority that registry, realm and bucket have
+	// their certificates from; empty without TLS.
+	CAFile string
+	// Client reaches registry, realm and bucket without a node.
+	Client *http.Client
 
+	authority *Authority
 	direct    string // the registry's own URL
 	realm     *Realm
 	bucket    *Front
@@ -71,13 +81,16 @@ func (o *Origin) start(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return err
 	}
+	if err := o.trust(&cfg); err != nil {
+		return err
+	}
 	storage := fmt.Sprintf("{filesystem: {rootdirectory: %s}}", filepath.Join(cfg.Dir, "files"))
 	if cfg.Bucket {
 		if err := o.startBucket(ctx, cfg, counter); err != nil {
 			return err
 		}
 		storage = fmt.Sprintf("{s3: {region: us-east-1, bucket: images, accesskey: AKID, secretkey: SECRETKEY1, "+
-			"regionendpoint: %q, forcepathstyle: true, secure: false, v4auth: true}, redirect: {disable: false}}", o.bucket.URL)
+			"regionendpoint: %q, forcepathstyle: true, secure: %t, v4auth: true}, redirect: {disable: false}}", o.bucket.URL, !cfg.Plain)
 	}
 	auth, err := o.auth(cfg)
 	if err != nil {
@@ -92,9 +105,12 @@ func (o *Origin) start(ctx context.Context, cfg Config) error {
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err
 	}
+	env := []string{"OTEL_TRACES_EXPORTER=none"}
+	if !cfg.Plain {
+		env = append(env, "SSL_CERT_FILE="+o.CAFile) // its bucket has a certificate, too
+	}
 	registry, err := process.Start(process.Spec{
-		Name: "registry", Path: cfg.Registry, Args: []string{"serve", file}, Dir: cfg.Dir,
-		Env: []string{"OTEL_TRACES_EXPORTER=none"},
+		Name: "registry", Path: cfg.Registry, Args: []string{"serve", file}, Dir: cfg.Dir, Env: env,
 	})
 	if err != nil {
 		return err
@@ -104,9 +120,41 @@ func (o *Origin) start(ctx context.Context, cfg Config) error {
 	if err := registry.Ready(ctx, process.Answers(o.direct+"/v2/")); err != nil {
 		return err
 	}
-	o.Front, err = newFront(o.direct, counter, cfg.Listen)
+	wire := cfg.Wire
+	if cfg.Nginx != nil {
+		wire.Authority = nil
+	}
+	if o.Front, err = NewFront(o.direct, counter, wire); err != nil || cfg.Nginx == nil {
+		return err
+	}
+	var nginx *process.Process
+	o.URL, nginx, err = cfg.Nginx.start(ctx, o, cfg, o.URL)
+	if nginx != nil {
+		o.processes = append(o.processes, nginx)
+	}
+	o.Reset() // it was asked whether it is there
 	return err
 }
+
+// trust gives the configuration an authority, unless it has one or wants none, and
+// the origin a client that trusts it.
+func (o *Origin) trust(cfg *Config) (err error) {
+	if cfg.Plain {
+		cfg.Wire.Authority = nil
+	} else if cfg.Wire.Authority == nil {
+		if cfg.Wire.Authority, err = NewAuthority(cfg.Dir); err != nil {
+			return err
+		}
+	}
+	if o.authority = cfg.Wire.Authority; o.authority != nil {
+		o.CAFile = o.authority.CAFile
+	}
+	o.Client = &http.Client{Transport: o.Transport()}
+	return nil
+}
+
+// Transport makes a transport for a client of the origin, as Authority.Transport does.
+func (o *Origin) Transport() *http.Transport { return o.authority.Transport() }
 
 // auth makes the part of the registry's configuration that lets clients in.
 func (o *Origin) auth(cfg Config) (string, error) {
@@ -123,7 +171,7 @@ func (o *Origin) auth(cfg Config) (string, error) {
 		return fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s}}\n", file), nil
 	case Token:
 		var err error
-		if o.realm, err = newRealm(); err != nil {
+		if o.realm, err = newRealm(cfg.Wire); err != nil {
 			return "", err
 		}
 		keys, err := o.realm.keySet()
@@ -162,8 +210,15 @@ func (o *Origin) startBucket(ctx context.Context, cfg Config, counter *Counter) 
 	if err := gateway.Ready(ctx, process.Answers("http://"+addr+"/")); err != nil {
 		return err
 	}
-	o.bucket, err = newFront("http://"+addr, counter, cfg.Listen)
+	o.bucket, err = NewFront("http://"+addr, counter, cfg.Wire)
 	return err
+}
+
+// Beside starts a server of a handler under the origin's authority, which the caller
+// closes. What it sends is not counted.
+func (o *Origin) Beside(handler http.Handler, wire Wire) (*Front, error) {
+	wire.Authority = o.authority
+	return NewHandlerFront(handler, NewCounter(), wire)
 }
 
 // Bucket is the front of the bucket, nil when blobs are in files.
@@ -171,7 +226,7 @@ func (o *Origin) Bucket() *Front { return o.bucket }
 
 // Push uploads an image beside the front, so that nothing of it is counted.
 func (o *Origin) Push(ctx context.Context, img *sample.Image, repository, tag string) error {
-	authorization, err := o.authorization(Reader, repository, "pull,push")
+	authorization, err := o.PushAuthorization(Reader, repository)
 	if err != nil {
 		return err
 	}
@@ -184,12 +239,22 @@ func (o *Origin) Authorization(user, repository string) (string, error) {
 	return o.authorization(user, repository, "pull")
 }
 
+// PushAuthorization is Authorization for somebody who pushes, too.
+func (o *Origin) PushAuthorization(user, repository string) (string, error) {
+	return o.authorization(user, repository, "pull,push")
+}
+
+// As makes the header with which user may pull, by repository, as Authorization does.
+func (o *Origin) As(user string) func(repository string) (string, error) {
+	return func(repository string) (string, error) { return o.Authorization(user, repository) }
+}
+
 func (o *Origin) authorization(user, repository, actions string) (string, error) {
 	switch {
 	case o.Kind == Public || user == "":
 		return "", nil
 	case o.Kind == Basic:
-		return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+Password)), nil
+		return BasicAuth(user), nil
 	}
 	var scopes []string
 	if user == Reader {
@@ -209,6 +274,9 @@ func (o *Origin) Close() {
 	}
 	if o.realm != nil {
 		o.realm.close()
+	}
+	if o.Client != nil {
+		o.Client.CloseIdleConnections()
 	}
 	for _, p := range o.processes {
 		// Neither program is asked to end well: their data is thrown away.

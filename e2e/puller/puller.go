@@ -21,12 +21,14 @@ import (
 
 // Puller says how to reach a registry. It is safe for concurrent use.
 type Puller struct {
-	// Base is http://host:port of the mirror or registry.
+	// Base is scheme://host:port of the mirror or registry.
 	Base string
 	// Registry is the registry's name, sent to a mirror as ns=; "" sends none.
 	Registry string
-	// Authorization is sent with every request unless it is empty.
+	// Authorization is sent with every request unless it is empty. Pull and Blob ask
+	// Authorize for it instead, unless that is nil.
 	Authorization string
+	Authorize     func(repository string) (string, error)
 	// Client is http.DefaultClient when nil.
 	Client *http.Client
 }
@@ -63,6 +65,10 @@ type descriptor struct {
 func (p *Puller) Pull(ctx context.Context, repository, tag string) (Result, error) {
 	start := time.Now()
 	var out Result
+	p, err := p.authorized(repository)
+	if err != nil {
+		return out, err
+	}
 	head, err := p.do(ctx, http.MethodHead, "/v2/"+repository+"/manifests/"+tag)
 	if err != nil {
 		return out, fmt.Errorf("pull %s:%s: %w", repository, tag, err)
@@ -103,6 +109,10 @@ func (p *Puller) Pull(ctx context.Context, repository, tag string) (Result, erro
 // Blob pulls one blob and checks it. It errs unless size bytes with that digest
 // arrive.
 func (p *Puller) Blob(ctx context.Context, repository, digest string, size int64) error {
+	p, err := p.authorized(repository)
+	if err != nil {
+		return err
+	}
 	resp, err := p.do(ctx, http.MethodGet, "/v2/"+repository+"/blobs/"+digest)
 	if err != nil {
 		return err
@@ -117,6 +127,18 @@ func (p *Puller) Blob(ctx context.Context, repository, digest string, size int64
 		return fmt.Errorf("blob %s: got %d bytes of digest %s, want %d", digest, n, got, size)
 	}
 	return nil
+}
+
+// authorized is the puller with its Authorization for a repository.
+func (p *Puller) authorized(repository string) (*Puller, error) {
+	if p.Authorize == nil {
+		return p, nil
+	}
+	q := *p
+	q.Authorize = nil
+	var err error
+	q.Authorization, err = p.Authorize(repository)
+	return &q, err
 }
 
 // Get does one GET of path, which starts with /v2/, and returns the body. An

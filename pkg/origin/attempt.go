@@ -13,7 +13,7 @@ import (
 // nil and there is a body that stands at pos.
 func (r *reader) attempt() *failure {
 	c, gate := r.client, r.host.gate
-	if refused, err := gate.wait(r.ctx, c.cfg.MaxRetryAfter); err != nil {
+	if refused, err := gate.wait(r.ctx, r.question.pause, c.cfg.MaxRetryAfter); err != nil {
 		return &failure{err: err}
 	} else if refused != nil {
 		return &failure{err: refused.err(r.ref, time.Now())}
@@ -28,6 +28,7 @@ func (r *reader) attempt() *failure {
 		return &failure{err: err}
 	}
 	question, known := r.ranged()
+	sent := time.Now()
 	ans, err := c.wire.follow(r.ctx, question)
 	if err != nil {
 		leave()
@@ -38,13 +39,13 @@ func (r *reader) attempt() *failure {
 		return &failure{err: err, again: !permanent(err) && !hung, free: r.free(known)}
 	}
 	if ans.StatusCode == http.StatusOK || ans.StatusCode == http.StatusPartialContent {
-		gate.saw(time.Now(), nil)
+		gate.saw(question.pause, sent, time.Now(), nil)
 		ans.Body = &leavingBody{ReadCloser: ans.Body, leave: leave}
 		return r.take(ans, known)
 	}
 	refused := readRefusal(ans.Response)
 	leave()
-	return r.refuse(refused, ans.away, known)
+	return r.refuse(refused, ans.away, known, sent)
 }
 
 // ranged is the question for what is missing, and whether it goes straight to
@@ -72,18 +73,25 @@ func (r *reader) versioned() bool {
 }
 
 // refuse decides what an answer without content means.
-func (r *reader) refuse(refused *refusal, away, known bool) *failure {
+func (r *reader) refuse(refused *refusal, away, known bool, sent time.Time) *failure {
 	c, now := r.client, time.Now()
 	err := refused.err(r.ref, now)
 	c.locations.drop(r.key)
 	switch code := refused.code; {
 	case code == http.StatusTooManyRequests:
-		// The gate makes this reader wait with everybody else.
-		r.host.gate.saw(now, refused)
+		if r.helps {
+			return &failure{err: err} // there were too many streams; others may well ask
+		}
+		after := max(err.RetryAfter, firstPause)
+		if !away {
+			// The gate makes this reader wait, with all that read alike.
+			after = 0
+			r.host.gate.saw(r.question.pause, sent, now, refused)
+		}
 		if err.RetryAfter > c.cfg.MaxRetryAfter {
 			return &failure{err: err}
 		}
-		return &failure{err: err, again: true}
+		return &failure{err: err, again: true, after: after}
 	case known:
 		return &failure{err: err, again: true, free: r.free(known)}
 	case passing(code):
@@ -97,7 +105,7 @@ func (r *reader) refuse(refused *refusal, away, known bool) *failure {
 		if cr, e := parseContentRange(refused.header.Get("Content-Range")); e == nil && cr.First < 0 && cr.Size != r.size {
 			return &failure{err: r.sizeDiffers(cr.Size)}
 		}
-	case code == http.StatusNotFound && !r.versioned():
+	case code == http.StatusNotFound && !r.versioned() && !r.helps:
 		c.missing.put(r.key, refused, missingLife)
 	}
 	return &failure{err: err}
@@ -154,7 +162,12 @@ func (r *reader) check(ans answer) (skip int64, err error) {
 		return 0, fmt.Errorf("%w: encoded as %q though asked for as it is", ErrProtocol, clip(ans.Header.Get("Content-Encoding")))
 	}
 	length := ans.ContentLength
+	r.rangeless = r.rangeless || strings.EqualFold(ans.Header.Get("Accept-Ranges"), "none")
 	if ans.StatusCode == http.StatusOK {
+		if r.helps {
+			return 0, errWhole
+		}
+		r.rangeless = r.rangeless || r.pos > 0 || r.end < r.size
 		if length >= 0 && length != r.size {
 			return 0, r.sizeDiffers(length)
 		}
@@ -191,6 +204,9 @@ func (r *reader) checkVersion(ans answer) error {
 		return nil
 	}
 	etag, date := ans.Header.Get("Etag"), ans.Header.Get("Last-Modified")
+	if r.helps && etag == "" && ans.StatusCode == http.StatusPartialContent {
+		return errUnsure // a server that knows no If-Range says nothing either
+	}
 	switch weak := strings.TrimPrefix(r.validator, "W/"); {
 	case weak == strings.TrimPrefix(etag, "W/"), weak == date:
 		return nil

@@ -130,9 +130,11 @@ func (c *Client) Close() { c.wire.closeIdle() }
 // is answered with that. Redirects are followed. A failure of the origin that may
 // pass (5xx, a reset connection) is tried again, for about a second in all.
 //
-// While the host has asked everybody to wait (429) so does the question, for ten
-// seconds at most: a client that is told of a refusal asks again at once, or gives up.
-// Where that is too short the answer is a copy of the refusal.
+// While the host has asked who sends this (429 with Retry-After) to wait, the
+// question does, where that is ten seconds at most: a client that is told of a refusal
+// asks again at once, or gives up. In a longer pause one question at a time is sent all
+// the same, and others of the same credential and kind wait for its answer: if that is
+// a refusal they get a copy. None is answered from memory.
 //
 // Errors: ErrForbiddenAddress, ErrUnlistedHost, ErrRedirect, ErrStalled,
 // ErrTokenRealm, what is wrong with ref, or the network's. The caller closes the
@@ -252,13 +254,17 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 		return answer{}, fmt.Errorf("origin: %w", err)
 	}
 	patience := time.Now().Add(maxAskWait)
+	again := false
 	for try := 1; ; try++ {
-		ans, err := c.askOnce(ctx, h, question, patience)
+		ans, err := c.askOnce(ctx, h, question, patience, again)
 		last := try == maxTries
+		wait := backoff(askBackoff, try)
 		switch {
-		case err == nil && ans.StatusCode == http.StatusTooManyRequests && !last && h.gate.opens(time.Now(), patience):
+		case err == nil && ans.StatusCode == http.StatusTooManyRequests:
+			if wait, again = c.refusedWait(h, question, ans, patience); last || !again {
+				return ans, nil
+			}
 			discard(ans.Body)
-			continue // askOnce waits
 		case err != nil && (last || ctx.Err() != nil || permanent(err) || isSilent(err) || !h.gate.mayRetry(time.Now())):
 			return answer{}, about(ref, err)
 		case err == nil && (!passing(ans.StatusCode) || ans.Header.Get("Retry-After") != "" || last || !h.gate.mayRetry(time.Now())):
@@ -266,42 +272,67 @@ func (c *Client) ask(ctx context.Context, method string, ref Ref, header http.He
 		case err == nil:
 			discard(ans.Body)
 		}
-		if err := sleep(ctx, backoff(askBackoff, try)); err != nil {
+		if err := sleep(ctx, wait); err != nil {
 			return answer{}, about(ref, err)
 		}
 	}
 }
 
+// refusedWait tells whether a question that got a 429 is put again, and after which
+// wait beside that of the host's pause.
+func (c *Client) refusedWait(h *host, question call, ans answer, patience time.Time) (time.Duration, bool) {
+	now := time.Now()
+	if !ans.away {
+		left, _, _ := h.gate.pause(question.pause, now)
+		return 0, left > 0 && !now.Add(left).After(patience) // askOnce waits
+	}
+	d, ok := retryAfter(ans.Header, now)
+	if !ok {
+		d = firstPause
+	}
+	return d, !now.Add(d).After(patience)
+}
+
 // askOnce asks within the host's limits. The place is given back when the body
 // of the answer is closed.
-func (c *Client) askOnce(ctx context.Context, h *host, question call, patience time.Time) (answer, error) {
-	refused, err := h.gate.wait(ctx, time.Until(patience))
+func (c *Client) askOnce(ctx context.Context, h *host, question call, patience time.Time, again bool) (answer, error) {
+	if err := h.gate.waitAsk(ctx, question.pause, patience, again); err != nil {
+		return answer{}, err
+	}
+	// What answered may be a presigned URL, and the request holds Authorization:
+	// neither is the caller's business.
+	shown := bareRequest(question.method, question.url)
+	done, fresh, err := h.gate.admit(ctx, question.pause)
 	if err != nil {
 		return answer{}, err
 	}
-	if refused != nil {
-		return answer{Response: refused.response(bareRequest(question.method, question.url))}, nil
+	if fresh != nil {
+		return answer{Response: fresh.response(shown)}, nil
 	}
+	var refused *refusal
+	defer func() { done(refused) }()
 	leave, err := h.gate.enter(ctx, false)
 	if err != nil {
 		return answer{}, err
 	}
+	sent := time.Now()
 	ans, err := c.wire.follow(ctx, question)
 	if err != nil {
 		leave()
 		return answer{}, err
 	}
-	// What answered may be a presigned URL, and the request holds Authorization:
-	// neither is the caller's business.
-	ans.Request = bareRequest(question.method, question.url)
+	ans.Request = shown
 	if ans.StatusCode == http.StatusTooManyRequests {
 		r := readRefusal(ans.Response)
 		leave()
-		h.gate.saw(time.Now(), r)
 		ans.Response = r.response(ans.Request)
+		if !ans.away {
+			refused = r
+		}
+		h.gate.saw(question.pause, sent, time.Now(), refused)
 		return ans, nil
 	}
-	h.gate.saw(time.Now(), nil)
+	h.gate.saw(question.pause, sent, time.Now(), nil)
 	if question.method == http.MethodHead {
 		// Not everybody closes a body that cannot be there.
 		discard(ans.Body)

@@ -57,6 +57,13 @@ type Config struct {
 	// MaxRequests bounds the requests under way to one host: so many reads and
 	// so many other requests. More wait. Default 64.
 	MaxRequests int `yaml:"maxRequests" doc:"Requests under way to one host: so many reads and so many others."`
+	// MaxStreams bounds the streams by which one blob is read where an origin gives
+	// each of them little; 1 reads every blob by one. Default 8.
+	MaxStreams int `yaml:"maxStreams" doc:"Streams by which one blob is read, where more of them bring more; 1 = always one."`
+	// MaxExtraStreams bounds the streams beyond the first of each read, of all reads
+	// of one host together, and at half of MaxRequests. What each brings early waits
+	// in up to 4 MiB of memory. Default 8.
+	MaxExtraStreams int `yaml:"maxExtraStreams" doc:"Streams beyond the first of each read, of all reads of one host together; each may take 4 MiB of memory."`
 }
 
 // Host is one upstream that the operator vouches for: its address is not
@@ -93,6 +100,8 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.MaxRetryAfter, 30*time.Second)
 	setDefault(&c.MaxSkip, 1<<30)
 	setDefault(&c.MaxRequests, 64)
+	setDefault(&c.MaxStreams, 8)
+	setDefault(&c.MaxExtraStreams, 8)
 	setDefault(&c.UserAgent, "damselfly")
 	return c
 }
@@ -136,6 +145,7 @@ func (c Config) validateBounds() error {
 		{"dialTimeout", int64(c.DialTimeout)}, {"stallTimeout", int64(c.StallTimeout)},
 		{"answerTimeout", int64(c.AnswerTimeout)},
 		{"maxRetryAfter", int64(c.MaxRetryAfter)}, {"maxSkip", c.MaxSkip}, {"maxRequests", int64(c.MaxRequests)},
+		{"maxStreams", int64(c.MaxStreams)}, {"maxExtraStreams", int64(c.MaxExtraStreams)},
 	} {
 		if v.n < 0 {
 			return fmt.Errorf("%s: must not be below zero; leave it out for the default", v.name)

@@ -8,7 +8,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
-	"time"
 )
 
 // Forward sends a client's request as it is to a registry and its answer back:
@@ -40,7 +39,7 @@ func (c *Client) Forward(w http.ResponseWriter, r *http.Request, registry string
 				p.Out.Header.Del(k)
 			}
 		},
-		Transport:     forwarder{c.wire, h.gate},
+		Transport:     forwarder{c.wire},
 		FlushInterval: -1,
 		ModifyResponse: func(resp *http.Response) error {
 			leadBack(resp.Header, h.endpoint)
@@ -98,19 +97,9 @@ func forwardTarget(endpoint, u *url.URL) (*url.URL, error) {
 }
 
 // forwarder is the transport of Forward.
-type forwarder struct {
-	wire *wire
-	gate *gate
-}
+type forwarder struct{ wire *wire }
 
-// RoundTrip implements http.RoundTripper. A 429 makes everybody pause, while the
-// answer itself goes to the client as it is.
+// RoundTrip implements http.RoundTripper.
 func (f forwarder) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := f.wire.send(req, route{home: originOf(req.URL), lane: lanePush})
-	if err == nil && resp.StatusCode == http.StatusTooManyRequests {
-		refused := readRefusal(resp)
-		f.gate.saw(time.Now(), refused)
-		return refused.response(req), nil
-	}
-	return resp, err
+	return f.wire.send(req, route{home: originOf(req.URL), lane: lanePush})
 }

@@ -169,8 +169,8 @@ func TestForwardLeadsBack(t *testing.T) {
 		"https://internal.example.com:8443/other/v2/a":                              "https://internal.example.com:8443/other/v2/a",
 		"http://internal.example.com:8443/proxy/v2/a":                               "http://internal.example.com:8443/proxy/v2/a",
 		"https://cdn.example.com/proxy/v2/a":                                        "https://cdn.example.com/proxy/v2/a",
-		"/v2/a": "/v2/a",
-		"":      "",
+		"/v2/a":                                                                     "/v2/a",
+		"":                                                                          "",
 	} {
 		h := http.Header{"Location": {in}}
 		leadBack(h, endpoint)

@@ -2,7 +2,6 @@ package origin
 
 import (
 	"context"
-	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -11,33 +10,21 @@ import (
 )
 
 // gate is what all callers of one host share: how many requests may be under
-// way, the pause that the host asked for, and the budget of retries.
+// way, the pauses that the host asked for, and the budget of retries.
 type gate struct {
 	asks, reads *semaphore.Weighted
 
 	mu      sync.Mutex
-	users   int       // requests that hold or want a place
-	until   time.Time // no request before
-	due     time.Time // when the host said to come back, past until where that is far
-	refusal *refusal  // the 429 that began the pause
-	strikes int       // 429s in a row
+	users   int // requests that hold or want a place
+	pauses  map[pauseKey]*pause
 	retries float64   // what is left of the budget
 	filled  time.Time // when retries was brought up to date
 }
 
+// Retries of failed requests may be a tenth of all requests, and some more while
+// there are few requests, so that a host in trouble does not see its load
+// multiplied.
 const (
-	// maxPause bounds one pause: after it a single caller's request tells whether
-	// the host still refuses. A longer wait that the host asked for is in that
-	// refusal's Retry-After.
-	maxPause = time.Minute
-	// firstPause is that of a 429 without Retry-After; it doubles with each in a
-	// row.
-	firstPause = time.Second
-	maxStrikes = 5
-
-	// Retries of failed requests may be a tenth of all requests, and some more
-	// while there are few requests, so that a host in trouble does not see its
-	// load multiplied.
 	maxRetries    = 10.0
 	retryShare    = 0.1
 	retriesPerSec = 0.5
@@ -46,7 +33,7 @@ const (
 func newGate(places int, now time.Time) *gate {
 	return &gate{
 		asks: semaphore.NewWeighted(int64(places)), reads: semaphore.NewWeighted(int64(places)),
-		retries: maxRetries, filled: now,
+		pauses: map[pauseKey]*pause{}, retries: maxRetries, filled: now,
 	}
 }
 
@@ -80,63 +67,12 @@ func (g *gate) gone() {
 func (g *gate) idle(now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.users == 0 && !now.Before(g.until)
-}
-
-// pause is how long the host is to be left alone, and the refusal that said so
-// with the Retry-After that is left of it.
-func (g *gate) pause(now time.Time) (time.Duration, *refusal) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	left := g.until.Sub(now)
-	if left <= 0 {
-		return 0, nil
-	}
-	return left, g.refusal.later(g.due.Sub(now))
-}
-
-// opens tells whether the pause is over by then.
-func (g *gate) opens(now, by time.Time) bool {
-	left, _ := g.pause(now)
-	return !now.Add(left).After(by)
-}
-
-// wait sleeps through the pause if it is at most limit, and some more, so that
-// not everybody who waited comes at once. Else, or when one pause follows the
-// other, it returns the refusal.
-func (g *gate) wait(ctx context.Context, limit time.Duration) (*refusal, error) {
-	last := time.Now().Add(limit)
-	for {
-		now := time.Now()
-		left, why := g.pause(now)
-		if left == 0 {
-			return nil, nil
-		}
-		if now.Add(left).After(last) {
-			return why, nil
-		}
-		if err := sleep(ctx, left+rand.N(min(left/4, 2*time.Second)+1)); err != nil {
-			return nil, err
+	for _, p := range g.pauses {
+		if p.matters(now) {
+			return false
 		}
 	}
-}
-
-// saw takes note of an answer of the host. r is the copy of a 429, else nil.
-func (g *gate) saw(now time.Time, r *refusal) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if r == nil {
-		g.strikes = 0
-		return
-	}
-	d, ok := retryAfter(r.header, now)
-	if !ok {
-		d = firstPause << min(g.strikes, maxStrikes)
-	}
-	g.strikes++
-	if until := now.Add(min(d, maxPause)); until.After(g.until) {
-		g.until, g.due, g.refusal = until, now.Add(d), r
-	}
+	return g.users == 0
 }
 
 // mayRetry takes one retry out of the budget.

@@ -15,6 +15,7 @@ type host struct {
 	// endpoint is scheme, host and, of a registry, the prefix of its path.
 	endpoint *url.URL
 	gate     *gate
+	streams  *streamBudget
 	// solvers of challenges by asker; nil for plain servers.
 	solvers map[asker]*solver
 }
@@ -108,7 +109,7 @@ func (c *Client) keep(name string, endpoint *url.URL, plain bool) *host {
 			}
 		}
 	}
-	h := &host{name: name, endpoint: endpoint, gate: newGate(c.cfg.MaxRequests, now)}
+	h := &host{name: name, endpoint: endpoint, gate: newGate(c.cfg.MaxRequests, now), streams: newStreamBudget(c.cfg)}
 	if !plain {
 		h.solvers = map[asker]*solver{
 			askClient:  newSolver(c, name, endpoint, c.keys, false),
@@ -123,7 +124,7 @@ func (c *Client) keep(name string, endpoint *url.URL, plain bool) *host {
 // call is the call that asks h for ref with a client's header.
 func (h *host) call(method string, ref Ref, header http.Header, who asker, l lane) (call, error) {
 	_, verified := ref.Digest()
-	out := call{method: method, header: header, home: originOf(h.endpoint), lane: l, verified: verified}
+	out := call{method: method, header: header, home: originOf(h.endpoint), lane: l, verified: verified, pause: pauseKeyOf(method, ref, header, who)}
 	if who != askClient && ref.Kind == KindManifest && header.Get("Accept") == "" {
 		header.Set("Accept", acceptManifests)
 	}
@@ -143,6 +144,9 @@ func (h *host) call(method string, ref Ref, header http.Header, who asker, l lan
 	u := *h.endpoint
 	u.Path, u.RawQuery = h.endpoint.Path+p.Path, p.RawQuery
 	out.url = &u
+	if header.Get("Authorization") == "" {
+		out.pause.entry = h.solvers[who].entry(ref.Repository)
+	}
 	out.solve = func(req *http.Request, r route) (*http.Response, error) {
 		return h.solvers[who].do(req, ref.Repository, r)
 	}

@@ -2,6 +2,7 @@ package origin
 
 import (
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
@@ -17,7 +18,7 @@ func TestCredentialHelper(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	k := newKeyring(mustWrite(t, "c.json", `{"credsStore":"probe"}`))
-	cred, err := k.find(t.Context(), keyNames("nobody.example", testRegistry))
+	cred, err := k.find(t.Context(), keyNames("nobody.example", &url.URL{Scheme: "https", Host: testRegistry}), "")
 	if err != nil || cred.Username != "bob" || cred.Password != "secret" {
 		t.Errorf("got user %q, %v", cred.Username, err)
 	}
@@ -68,7 +69,7 @@ func TestRefusedCredentialIsLookedForAgain(t *testing.T) {
 func TestDockerHubKeys(t *testing.T) {
 	for _, key := range []string{"https://index.docker.io/v1/", "docker.io", "index.docker.io"} {
 		k := newKeyring(mustWrite(t, "c.json", dockerAuth(key, "bob:secret")))
-		cred, err := k.find(t.Context(), keyNames(dockerHub, dockerHubHost))
+		cred, err := k.find(t.Context(), keyNames(dockerHub, defaultEndpoint(dockerHub)), "")
 		if err != nil || cred.Username != "bob" {
 			t.Errorf("under %s: %q, %v", key, cred.Username, err)
 		}

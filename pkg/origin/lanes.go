@@ -209,7 +209,8 @@ func speaksOnlyHTTP2(err error) bool {
 	}
 	text := err.Error()
 	return strings.Contains(text, "server selected unadvertised ALPN protocol") ||
-		strings.Contains(text, `malformed HTTP response "\x00\x00`)
+		strings.Contains(text, `malformed HTTP response "\x00\x00`) ||
+		strings.Contains(text, "readLoopPeekFailLocked") // the frame came before the request went
 }
 
 // closeIdle drops connections that nothing uses: the next request dials.

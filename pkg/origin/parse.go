@@ -43,7 +43,8 @@ func ParseRegistry(s string) (string, error) {
 		return fail("not a host name")
 	}
 	name, host, port := strings.ToLower(s), strings.ToLower(s), ""
-	if i := strings.LastIndexByte(name, ':'); i >= 0 && !strings.HasSuffix(name, "]") {
+	if hasPort(name) {
+		i := strings.LastIndexByte(name, ':')
 		host, port = name[:i], name[i+1:]
 		if err := checkPort(port); err != nil {
 			return fail(err.Error())
@@ -61,6 +62,9 @@ func ParseRegistry(s string) (string, error) {
 	}
 	return name, nil
 }
+
+// hasPort tells whether a registry's name has a port.
+func hasPort(name string) bool { return strings.Contains(name, ":") && !strings.HasSuffix(name, "]") }
 
 // checkHost says why host, which fits the grammar, is no host; "" when it is.
 func checkHost(host string) string {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,7 +25,8 @@ import (
 // up again at the byte reached, as long as there is progress and at most four
 // times in a row without any; asks the registry again when a presigned location
 // has expired; skips what an origin that ignores Range sends too much, up to
-// Config.MaxSkip; waits out a 429 or 503 up to Config.MaxRetryAfter. It never
+// Config.MaxSkip; waits out a 429 or 503 up to Config.MaxRetryAfter. Where one
+// stream leaves the line idle it reads by several, up to Config.MaxStreams. It never
 // delivers a byte at another offset than asked, and nothing past the size. It
 // does not verify digests.
 //
@@ -55,14 +57,16 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	}
 	r := &reader{
 		client: c, host: h, ref: ref, question: question, key: secret(ref, question.header),
-		size: size, first: off, pos: off, end: end, validator: validator,
+		size: size, first: off, pos: off, end: end, validator: validator, limited: new(atomic.Int64),
 	}
-	r.ctx, r.cancel = context.WithCancel(ctx)
+	all, cancel := context.WithCancel(withLimited(ctx, r.limited))
+	r.ctx, r.cancel = context.WithCancel(all)
+	began := time.Now()
 	if err := r.open(); err != nil {
-		r.cancel()
+		cancel()
 		return nil, about(ref, err)
 	}
-	return r, nil
+	return c.several(all, cancel, r, time.Since(began)), nil
 }
 
 // reader is one Read. Its fields but cancel are guarded by mu.
@@ -77,6 +81,7 @@ type reader struct {
 	end      int64
 	ctx      context.Context
 	cancel   context.CancelFunc
+	limited  *atomic.Int64 // time for which limits of this node held its bytes
 
 	mu  sync.Mutex
 	err error // sticky
@@ -87,6 +92,8 @@ type reader struct {
 	openEnd   bool          // body should end at end, but its length was not declared
 	got       int64         // bytes delivered from body
 	validator string        // of the version that is read; "" unknown
+	rangeless bool          // the origin has shown that it does not serve ranges
+	helps     bool          // it reads a part beside others: what it does not get they will
 
 	frees  int // attempts in a row that failed at a known location
 	barren int // attempts in a row that delivered nothing
@@ -191,6 +198,18 @@ func (r *reader) Close() error {
 	return nil
 }
 
+// begin has the origin answer before anything is read.
+func (r *reader) begin() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err == nil && r.body == nil && r.pos < r.end {
+		if err := r.open(); err != nil {
+			r.err = about(r.ref, fmt.Errorf("at byte %d of %d: %w", r.pos, r.size, err))
+		}
+	}
+	return r.err
+}
+
 // failure is why an attempt has no body.
 type failure struct {
 	err error
@@ -231,6 +250,9 @@ func (r *reader) retry(f *failure) error {
 	}
 	if f.free {
 		return nil
+	}
+	if r.helps {
+		return f.err
 	}
 	r.barren++
 	r.slow++

@@ -25,6 +25,8 @@ type call struct {
 	relay bool
 	// resumed: it takes up what had begun to come.
 	resumed bool
+	// pause is whom a 429 in answer is for.
+	pause pauseKey
 }
 
 // answer is the last answer of a call.

@@ -41,6 +41,7 @@ type solver struct {
 // attempt is the state of one request in a solver.
 type attempt struct {
 	repo    string
+	entry   string // of the keyring that counts for repo
 	route   route
 	tried   string // token that the registry has seen in this attempt
 	refused *refusal
@@ -66,7 +67,7 @@ const maxTokenBody = 128 << 10
 
 func newSolver(c *Client, registry string, home *url.URL, keys *keyring, anybody bool) *solver {
 	s := &solver{
-		home: home, keys: keys, anybody: anybody, names: keyNames(registry, home.Host),
+		home: home, keys: keys, anybody: anybody, names: keyNames(registry, home),
 		wire: c.wire, log: c.log.With(zap.String("registry", registry)), userAgent: c.cfg.UserAgent,
 	}
 	s.library = &auth.Client{
@@ -82,23 +83,27 @@ func newSolver(c *Client, registry string, home *url.URL, keys *keyring, anybody
 	return s
 }
 
+// entry names the credential of this node that counts for a repository, where the
+// registry has several.
+func (s *solver) entry(repo string) string { return s.keys.entry(s.names, repo) }
+
 func (s *solver) credential(ctx context.Context) (auth.Credential, error) {
 	if s.keys == nil {
 		return auth.EmptyCredential, nil
 	}
-	return s.keys.find(ctx, s.names)
+	return s.keys.find(ctx, s.names, attemptOf(ctx).entry)
 }
 
 // do sends req, which has no Authorization, for a repository. It returns the
 // registry's own 401 where no credential of ours opens; the error wraps
 // ErrTokenRealm where the realm could not be asked.
 func (s *solver) do(req *http.Request, repo string, r route) (*http.Response, error) {
-	a := &attempt{repo: repo, route: r}
+	a := &attempt{repo: repo, entry: s.entry(repo), route: r}
 	resp, err := s.library.Do(req.WithContext(context.WithValue(req.Context(), attemptKey{}, a)))
 	if err == nil {
 		if resp.StatusCode == http.StatusUnauthorized && a.refused != nil {
 			discard(resp.Body)
-			s.mistrust(http.StatusUnauthorized)
+			s.mistrust(a.entry, http.StatusUnauthorized)
 			return a.refused.response(req), nil
 		}
 		if a.location != nil {
@@ -112,7 +117,7 @@ func (s *solver) do(req *http.Request, repo string, r route) (*http.Response, er
 	denied := (*errcode.ErrorResponse)(nil)
 	if a.refused != nil && (errors.Is(err, errUnsolved) || errors.As(err, &denied)) {
 		if denied != nil {
-			s.mistrust(denied.StatusCode)
+			s.mistrust(a.entry, denied.StatusCode)
 		}
 		return a.refused.response(req), nil
 	}
@@ -123,8 +128,8 @@ func (s *solver) do(req *http.Request, repo string, r route) (*http.Response, er
 }
 
 // mistrust makes the next request look for another credential of this node.
-func (s *solver) mistrust(status int) {
-	if s.keys != nil && s.keys.forget(s.names) {
+func (s *solver) mistrust(entry string, status int) {
+	if s.keys != nil && s.keys.forget(s.names, entry) {
 		s.log.Warn("credential of this node does not open what was asked for; check it in the docker config", zap.Int("status", status))
 	}
 }

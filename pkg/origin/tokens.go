@@ -9,7 +9,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-// tokenCache is the auth.Cache of one registry and one credential. Unlike the
+// tokenCache is the auth.Cache of one registry and one asker. Unlike the
 // library's own it ends a token when the realm said it ends, is bounded, and
 // lets a fetch that several requests wait for outlive the one that began it.
 type tokenCache struct {
@@ -20,8 +20,10 @@ type tokenCache struct {
 
 // tokenID names a token twice: by the scope that the registry asked for, and by
 // the repository that it was asked for, so that the next request for that
-// repository finds it before there is a challenge.
+// repository finds it before there is a challenge. entry is the credential that it
+// was had for, where a registry has several.
 type tokenID struct {
+	entry  string
 	scheme auth.Scheme
 	scope  string
 	repo   string
@@ -53,10 +55,11 @@ type fetchKey struct{}
 
 // GetScheme implements auth.Cache.
 func (t *tokenCache) GetScheme(ctx context.Context, _ string) (auth.Scheme, error) {
-	if _, ok := t.tokens.get(tokenID{scheme: auth.SchemeBearer, repo: attemptOf(ctx).repo}); ok {
+	a := attemptOf(ctx)
+	if _, ok := t.tokens.get(tokenID{entry: a.entry, scheme: auth.SchemeBearer, repo: a.repo}); ok {
 		return auth.SchemeBearer, nil
 	}
-	if _, ok := t.tokens.get(tokenID{scheme: auth.SchemeBasic}); ok {
+	if _, ok := t.tokens.get(tokenID{entry: a.entry, scheme: auth.SchemeBasic}); ok {
 		return auth.SchemeBasic, nil
 	}
 	return auth.SchemeUnknown, errdef.ErrNotFound
@@ -66,7 +69,7 @@ func (t *tokenCache) GetScheme(ctx context.Context, _ string) (auth.Scheme, erro
 // challenge; with a key it is asked after the guess was refused.
 func (t *tokenCache) GetToken(ctx context.Context, _ string, scheme auth.Scheme, key string) (string, error) {
 	a := attemptOf(ctx)
-	id := tokenID{scheme: scheme, scope: key}
+	id := tokenID{entry: a.entry, scheme: scheme, scope: key}
 	if scheme == auth.SchemeBearer && key == "" {
 		id.repo = a.repo
 	}
@@ -81,8 +84,8 @@ func (t *tokenCache) GetToken(ctx context.Context, _ string, scheme auth.Scheme,
 // Set implements auth.Cache: it fetches a token, once for all that ask for the
 // same one at a time.
 func (t *tokenCache) Set(ctx context.Context, _ string, scheme auth.Scheme, key string, fetch func(context.Context) (string, error)) (string, error) {
-	repo := attemptOf(ctx).repo
-	done := t.flights.DoChan(scheme.String()+" "+key, func() (any, error) {
+	a := attemptOf(ctx)
+	done := t.flights.DoChan(scheme.String()+" "+a.entry+" "+key, func() (any, error) {
 		info := &fetchInfo{life: defaultTokenLife}
 		fctx, cancel := context.WithTimeout(context.WithValue(context.WithoutCancel(ctx), fetchKey{}, info), t.timeout)
 		defer cancel()
@@ -94,7 +97,7 @@ func (t *tokenCache) Set(ctx context.Context, _ string, scheme auth.Scheme, key 
 		if scheme == auth.SchemeBearer {
 			got.life = info.life
 		}
-		t.tokens.put(tokenID{scheme: scheme, scope: key}, v, got.life)
+		t.tokens.put(tokenID{entry: a.entry, scheme: scheme, scope: key}, v, got.life)
 		return got, nil
 	})
 	select {
@@ -106,7 +109,7 @@ func (t *tokenCache) Set(ctx context.Context, _ string, scheme auth.Scheme, key 
 		}
 		got := r.Val.(fetched)
 		if scheme == auth.SchemeBearer {
-			t.tokens.put(tokenID{scheme: scheme, repo: repo}, got.value, got.life)
+			t.tokens.put(tokenID{entry: a.entry, scheme: scheme, repo: a.repo}, got.value, got.life)
 		}
 		return got.value, nil
 	}

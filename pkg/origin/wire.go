@@ -148,6 +148,9 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 		err = cause(b.ctx, err)
 	}
 	// What is not read stays in the origin's line.
+	if len(b.limits) > 0 {
+		defer noteLimited(b.ctx, time.Now())
+	}
 	for _, l := range b.limits {
 		if waited := l.Wait(b.ctx, b.class, "", n); waited != nil {
 			return n, waited

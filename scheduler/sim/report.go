@@ -58,6 +58,7 @@ func (w *world) times(r *Result, bound core.Time) {
 			fast = max(fast, n.whole)
 		}
 	}
+	r.Whole = len(whole)
 	if len(whole) == 0 {
 		return
 	}

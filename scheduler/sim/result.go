@@ -9,6 +9,7 @@ type Result struct {
 	BlobBytes int64  `json:"blob_bytes"` // what one node wants
 	Pieces    int    `json:"pieces"`     // of all blobs
 	LatencyUs int64  `json:"latency_us"`
+	Whole     int    `json:"whole"`      // live honest nodes that were whole at the end
 	Stuck     int    `json:"stuck"`      // live honest nodes that were not whole at the end
 	OverLimit int    `json:"over_limit"` // times that a node ran or served more leases than it may
 	Busy      int    `json:"busy"`       // BUSY answers
