@@ -36,7 +36,12 @@ func startOdd(t *testing.T, behaviours [][]odd.Behaviour, cfg cluster.Config) od
 	must(t, err)
 	t.Cleanup(server.Close)
 	registries, storages := server.Hosts()
-	cfg.Intercept = registries
+	for _, host := range registries { // by a name too, as real clients want it
+		_, port, _ := strings.Cut(host, ":")
+		name := oddName + ":" + port
+		cfg.Hosts = append(cfg.Hosts, cluster.Host{Name: name, Endpoint: "https://" + host, CAFile: server.CAFile})
+		cfg.Intercept = append(cfg.Intercept, host, name)
+	}
 	for _, host := range slices.Concat(registries, storages) {
 		cfg.Hosts = append(cfg.Hosts, cluster.Host{Name: host, Endpoint: "https://" + host, CAFile: server.CAFile})
 	}

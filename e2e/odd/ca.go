@@ -38,7 +38,7 @@ func newCA(file string) (tls.Certificate, error) {
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "odd"},
 		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{"localhost"},
+		DNSNames:    []string{"odd.test"},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(127, 0, 0, 2)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
