@@ -57,10 +57,10 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	}
 	r := &reader{
 		client: c, host: h, ref: ref, question: question, key: secret(ref, question.header),
-		size: size, first: off, pos: off, end: end, validator: validator, limited: new(atomic.Int64),
+		size: size, first: off, pos: off, end: end, validator: validator, limited: new(atomic.Int64), line: new(line),
 	}
 	all, cancel := context.WithCancel(withLimited(ctx, r.limited))
-	r.ctx, r.cancel = context.WithCancel(all)
+	r.ctx, r.cancel = context.WithCancel(withLine(all, r.line))
 	began := time.Now()
 	if err := r.open(); err != nil {
 		cancel()
@@ -82,6 +82,7 @@ type reader struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	limited  *atomic.Int64 // time for which limits of this node held its bytes
+	line     *line         // by which it comes; may be nil
 
 	mu  sync.Mutex
 	err error // sticky

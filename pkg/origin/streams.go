@@ -29,6 +29,10 @@ const (
 	// busyRate is from which on other work on the machine shows in a measurement, which
 	// then takes longer: little is to be won, and much to be asked for in vain.
 	busyRate = 32 << 20
+	// mostWaiting is what may wait unread in the socket, in bytes. More says that this
+	// machine is slower than the origin: others would bring nothing, and what waits were
+	// sent in vain when the first stream is cut.
+	mostWaiting = 256 << 10
 	// steady is how far two samples in a row may differ.
 	steady = 1.5
 )
@@ -66,6 +70,7 @@ type watch struct {
 	limited int64
 	rate    float64 // of the sample before; 0: none
 	next    time.Time
+	behind  bool // more than mostWaiting waited in the sample
 }
 
 // several is r as a reader that may use other streams beside it, where what it reads is
@@ -146,6 +151,7 @@ func (s *streams) look(began, now time.Time) float64 {
 		*w = watch{began: now, limited: s.limited.Load(), next: w.next} // the first bytes may have waited for us
 		return 0
 	}
+	w.behind = w.behind || s.direct.line != nil && s.direct.line.waiting() > mostWaiting
 	took := now.Sub(w.began)
 	if took < warmUp/2 || took < 3*warmUp/2 && float64(w.bytes) > busyRate*took.Seconds() {
 		return 0
@@ -153,11 +159,14 @@ func (s *streams) look(began, now time.Time) float64 {
 	held := s.limited.Load()
 	rate, before := float64(w.bytes)/took.Seconds(), w.rate
 	waits, limits := w.inside, time.Duration(held-w.limited)
+	if w.behind {
+		rate = 0
+	}
 	*w = watch{began: now, limited: held, rate: rate, next: w.next}
 	left := s.end - s.pos
 	switch {
 	case left < leastRest, float64(left) < rate*worthwhile.Seconds(), rate > fastRate,
-		before == 0, rate > before*steady, before > rate*steady,
+		before == 0, rate == 0, rate > before*steady, before > rate*steady,
 		waits-limits < took/2, // the reader of the bytes is slower than who sends them, or a limit is
 		now.Before(w.next), !s.budget.open(now):
 		return 0

@@ -55,7 +55,7 @@ func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
 	answer, stall := w.patience(r)
 	ctx, cancel := context.WithCancelCause(req.Context())
 	timer := time.AfterFunc(answer, func() { cancel(ErrStalled) })
-	resp, err := w.roundTrip(identity(req.WithContext(ctx)), r)
+	resp, err := w.roundTrip(identity(req.WithContext(traced(ctx))), r)
 	timer.Stop()
 	if err != nil {
 		w.metrics.requests.WithLabelValues("error").Inc()
