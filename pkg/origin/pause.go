@@ -8,21 +8,23 @@ import (
 	"time"
 )
 
-// pauseKey says whom a 429 is for. Registries count by account and by kind of
-// request: who may not fetch manifests may fetch blobs, and others may both.
+// pauseKey says whom a 429 is for. Registries count by account, by kind of request and
+// by repository: who may not fetch manifests may fetch blobs, and others may both. Where
+// the account is what counts, each repository learns that by a 429 of its own.
 type pauseKey struct {
 	cred    [sha256.Size]byte // of the client's header, see secret
 	anybody bool              // without the node's own credential
 	entry   string            // of the node's own credentials, where there are several
+	repo    string
 	kind    Kind
-	head    bool // of a manifest: some count only GET, others only HEAD
+	head    bool // some count only GET, others only HEAD
 }
 
 // pauseKeyOf is the key of requests for ref with a header that passHeader made.
 func pauseKeyOf(method string, ref Ref, header http.Header, who asker) pauseKey {
 	return pauseKey{
 		cred: secret(ref, header).cred, anybody: who == askAnybody,
-		kind: ref.Kind, head: ref.Kind == KindManifest && method == http.MethodHead,
+		repo: ref.Repository, kind: ref.Kind, head: method == http.MethodHead,
 	}
 }
 
