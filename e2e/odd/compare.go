@@ -225,10 +225,19 @@ func worsePull(direct, node []outcome) []fault {
 	if !allRight(node) {
 		return []fault{{last.String(), hung(last, reached)}}
 	}
+	for i, d := range direct {
+		if i < len(node) && d.typed && d.what == node[i].what && !node[i].typed {
+			return []fault{{text: untyped(node[i])}}
+		}
+	}
 	if d, n := total(direct), total(node); n > d {
 		return []fault{{fmt.Sprintf("LATE %.2f s, directly %.2f s", n.Seconds(), d.Seconds()), n - d}}
 	}
 	return nil
+}
+
+func untyped(o outcome) string {
+	return fmt.Sprintf("%s as %q, which directly has its media type", o, o.header.Get("Content-Type"))
 }
 
 // hung is how much longer a request took than another that did not hang; 0 where it
@@ -252,6 +261,8 @@ func worseAnswer(d, n outcome, stranger bool) []fault {
 		return []fault{{both, hung(n, d)}}
 	case !d.right:
 		return nil
+	case d.typed && !n.typed && n.status == http.StatusOK:
+		return []fault{{text: untyped(n)}}
 	case d.status == http.StatusPartialContent && n.status != d.status:
 		return []fault{{text: both}}
 	case n.took > d.took:
