@@ -140,7 +140,7 @@ func (s *session) whole(ctx context.Context, what string, p part) bool {
 		rest := s.get(ctx, "GET rest of "+what, false, p.Digest, header)
 		if rest.right && rest.status == http.StatusPartialContent {
 			s.outcomes = append(s.outcomes[:len(s.outcomes)-2], rest)
-			return true
+			return s.fits(what, p, append(o.body, rest.body...))
 		}
 	}
 	return o.right && s.fits(what, p, o.body)
