@@ -20,7 +20,7 @@ const (
 
 // randomWorse is the share of random registries that may be worse through a node. It
 // can only shrink.
-const randomWorse = 0.5
+const randomWorse = 0.12
 
 // TestOddRandom pulls from registries that are odd in several ways at once, directly
 // and through a node, as TestOdd does.

@@ -140,7 +140,7 @@ func (s *session) whole(ctx context.Context, what string, p part) bool {
 		rest := s.get(ctx, "GET rest of "+what, false, p.Digest, header)
 		if rest.right && rest.status == http.StatusPartialContent {
 			s.outcomes = append(s.outcomes[:len(s.outcomes)-2], rest)
-			return true
+			return s.fits(what, p, append(o.body, rest.body...))
 		}
 	}
 	return o.right && s.fits(what, p, o.body)
@@ -176,19 +176,28 @@ func (s *session) podman(ctx context.Context) {
 	}
 }
 
-// docker asks for the tag by HEAD, and by GET whatever the answer was.
+// docker asks for the tag by HEAD, and reads the digest that this tells; where it tells
+// none it reads the tag.
 func (s *session) docker(ctx context.Context) {
 	o := s.ask(ctx, http.MethodGet, "/v2/", nil)
 	if o = s.note(o, "GET /v2/", o.status == http.StatusOK || o.status == http.StatusUnauthorized, ""); !o.right {
 		return
 	}
 	o = s.ask(ctx, http.MethodHead, s.path(true, tag), acceptHeader(acceptDocker))
-	s.note(o, "HEAD tag", true, "")
+	o = s.note(o, "HEAD tag", true, "")
+	if digest := o.header.Get("Docker-Content-Digest"); o.status == http.StatusOK && digest != "" {
+		s.fromRoot(ctx, s.get(ctx, "GET root", true, digest, acceptHeader(acceptDocker)))
+		return
+	}
 	s.fromTag(ctx)
 }
 
 func (s *session) fromTag(ctx context.Context) {
-	o := s.get(ctx, "GET tag", true, tag, acceptHeader(acceptDocker))
+	s.fromRoot(ctx, s.get(ctx, "GET tag", true, tag, acceptHeader(acceptDocker)))
+}
+
+// fromRoot reads what an index or a manifest names.
+func (s *session) fromRoot(ctx context.Context, o outcome) {
 	var m manifestDocument
 	if !o.right || json.Unmarshal(o.body, &m) != nil {
 		return

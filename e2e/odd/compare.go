@@ -13,6 +13,9 @@ import (
 // Margin is how much longer than directly a pull may take through a node.
 const Margin = 500 * time.Millisecond
 
+// slowMargin is that of behaviours with long waits, which are judged once.
+const slowMargin = 3 * time.Second
+
 // Verdict is how one client fared at one behaviour.
 type Verdict struct {
 	Behaviour, Client string
@@ -60,7 +63,11 @@ func Judge(ctx context.Context, s *Server, cold, warm Faces) ([]Verdict, error) 
 	}
 	out := make([]Verdict, len(jobs))
 	if err := each(atOnce, len(jobs), func(i int) (err error) {
-		out[i], err = jobs[i].judge(ctx, "1", Margin)
+		margin := Margin
+		if jobs[i].behaviour.Patience > 0 {
+			margin = slowMargin
+		}
+		out[i], err = jobs[i].judge(ctx, "1", margin)
 		return err
 	}); err != nil {
 		return nil, err
@@ -88,6 +95,9 @@ func (b *Behaviour) without(c client) bool {
 // again judges anew what was late, for the machine may have been busy: what a healthy
 // registry costs at the same time is granted.
 func (j job) again(ctx context.Context, s *Server, v *Verdict) error {
+	if j.behaviour.Patience > 0 {
+		return nil // what takes minutes is not taken for a busy machine's
+	}
 	for run := 2; run <= 3 && v.Late; run++ {
 		name := fmt.Sprint(run)
 		healthy := j
@@ -225,10 +235,19 @@ func worsePull(direct, node []outcome) []fault {
 	if !allRight(node) {
 		return []fault{{last.String(), hung(last, reached)}}
 	}
+	for i, d := range direct {
+		if i < len(node) && d.typed && d.what == node[i].what && !node[i].typed {
+			return []fault{{text: untyped(node[i])}}
+		}
+	}
 	if d, n := total(direct), total(node); n > d {
 		return []fault{{fmt.Sprintf("LATE %.2f s, directly %.2f s", n.Seconds(), d.Seconds()), n - d}}
 	}
 	return nil
+}
+
+func untyped(o outcome) string {
+	return fmt.Sprintf("%s as %q, which directly has its media type", o, o.header.Get("Content-Type"))
 }
 
 // hung is how much longer a request took than another that did not hang; 0 where it
@@ -252,6 +271,8 @@ func worseAnswer(d, n outcome, stranger bool) []fault {
 		return []fault{{both, hung(n, d)}}
 	case !d.right:
 		return nil
+	case d.typed && !n.typed && n.status == http.StatusOK:
+		return []fault{{text: untyped(n)}}
 	case d.status == http.StatusPartialContent && n.status != d.status:
 		return []fault{{text: both}}
 	case n.took > d.took:

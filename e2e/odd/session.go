@@ -37,10 +37,12 @@ type outcome struct {
 	// right tells that the client has what it asked for, cut that the answer broke off
 	// after its headers, late that none came in time.
 	right, cut, late bool
-	detail           string
-	header           http.Header
-	took             time.Duration
-	body             []byte
+	// typed tells that it came with its media type.
+	typed  bool
+	detail string
+	header http.Header
+	took   time.Duration
+	body   []byte
 }
 
 func (o outcome) String() string {
@@ -208,6 +210,7 @@ func (s *session) get(ctx context.Context, what string, manifest bool, reference
 		first, last, _ := parseRange(asked, int64(len(want)))
 		want = want[first : last+1]
 	}
+	o.typed = o.header.Get("Content-Type") == doc.mediaType
 	right := (o.status == http.StatusOK || o.status == http.StatusPartialContent) && !o.cut && bytes.Equal(o.body, want)
 	return s.note(o, what, right, fmt.Sprintf("%d bytes that are not the document's %d", len(o.body), len(want)))
 }

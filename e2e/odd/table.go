@@ -118,7 +118,12 @@ func manifestWrong() (out []Behaviour) {
 			Behaviour{Name: "config-size-" + name, What: "the manifest tells a config size that is " + name, Met: "podman, dockerd, curl", Shape: Shape{ConfigSize: size}})
 	}
 	lies := func(n int64) int64 { return n + 1 }
+	chunked := []Rule{{On: HeadBlob, Status: 404}, {On: GetBlob, Framing: FramingChunked}}
 	return append(out,
+		Behaviour{Name: "layer-size-plus-chunked", What: "the manifest tells layer sizes that are plus, and nothing else tells any", Met: "podman, dockerd, curl",
+			Shape: Shape{LayerSize: lies}, Rules: chunked},
+		Behaviour{Name: "layer-size-half-chunked", What: "the same with sizes that are half", Met: "podman, dockerd, curl",
+			Shape: Shape{LayerSize: func(n int64) int64 { return n / 2 }}, Rules: chunked},
 		Behaviour{Name: "sizes-lie-everywhere", What: "manifest and HEAD tell the same wrong size", Met: "podman, dockerd, curl",
 			Shape: Shape{LayerSize: lies, ConfigSize: lies}, Rules: []Rule{{On: HeadBlob, Length: LengthPlus}}},
 		Behaviour{Name: "child-type-differs", What: "the index tells another media type than the manifest's Content-Type", Met: every,
