@@ -98,13 +98,16 @@ func (e *StatusError) Error() string {
 // SizeError says that the origin's content has another size than was given to Read. It
 // wraps ErrSize.
 type SizeError struct {
-	// Size is the one that the origin's answer to a GET told, in bytes; Expected the one
-	// that was given.
+	// Size is the one that the origin told, in bytes, -1 where it told none; Expected the
+	// one that was given.
 	Size, Expected int64
 }
 
 // Error implements error.
 func (e *SizeError) Error() string {
+	if e.Size < 0 {
+		return fmt.Sprintf("%v, or is %d: the origin tells none", ErrSize, e.Expected)
+	}
 	return fmt.Sprintf("%v: %d bytes instead of %d", ErrSize, e.Size, e.Expected)
 }
 

@@ -12,12 +12,16 @@ import (
 
 // line is the connection that a body comes by, for who wants to know how much of it waits
 // there. It is safe for concurrent use.
-type line struct{ conn atomic.Pointer[syscall.RawConn] }
+type line struct {
+	conn atomic.Pointer[syscall.RawConn]
+}
 
 type lineKey struct{}
 
 // withLine has l learn of the connection of each request that is made with the context.
-func withLine(ctx context.Context, l *line) context.Context { return context.WithValue(ctx, lineKey{}, l) }
+func withLine(ctx context.Context, l *line) context.Context {
+	return context.WithValue(ctx, lineKey{}, l)
+}
 
 // traced is ctx as a request wants it that tells its line.
 func traced(ctx context.Context) context.Context {

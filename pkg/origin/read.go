@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
 )
 
 // Read opens the bytes [off, off+n) of ref, n < 0 meaning to the end, whose size
@@ -62,11 +64,36 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	all, cancel := context.WithCancel(withLimited(ctx, r.limited))
 	r.ctx, r.cancel = context.WithCancel(withLine(all, r.line))
 	began := time.Now()
-	if err := r.open(); err != nil {
+	err = r.open()
+	if err == nil && r.openEnd && !r.versioned() && size > blob.MinPieceLength {
+		err = r.confirm(content)
+	}
+	if err != nil {
 		cancel()
 		return nil, about(ref, err)
 	}
 	return c.several(all, cancel, r, time.Since(began)), nil
+}
+
+// confirmPatience is how long the origin may take to tell a size that its answer did not.
+const confirmPatience = time.Second
+
+// confirm asks for the size where the answer to GET told none. The size that was given is
+// a hint, of a manifest or of HEAD; were it wrong, that would show at the end, and what was
+// read with it could not be taken back. It closes the reader where another size, or none,
+// is told.
+func (r *reader) confirm(header http.Header) error {
+	ctx, cancel := context.WithTimeout(r.ctx, confirmPatience)
+	defer cancel()
+	info, err := r.client.Stat(ctx, r.ref, header)
+	if err == nil && info.Size == r.size {
+		return nil
+	}
+	_ = r.Close()
+	if err != nil {
+		info.Size = -1
+	}
+	return &SizeError{Size: info.Size, Expected: r.size}
 }
 
 // reader is one Read. Its fields but cancel are guarded by mu.

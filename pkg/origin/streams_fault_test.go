@@ -234,7 +234,7 @@ func TestStreamsProperty(t *testing.T) {
 			o := &slowOrigin{content: b[:size], inAll: inAll}
 			o.answer = func(w http.ResponseWriter, r *http.Request, n int) bool {
 				w.(*slowWriter).perSecond = paces[n%len(paces)]
-				if n%fair != 0 || n/fair >= len(script) {
+				if n%fair != 0 || n/fair >= len(script) || r.Method == http.MethodHead {
 					return false
 				}
 				first, end := asked(r, size)

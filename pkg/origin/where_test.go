@@ -133,6 +133,7 @@ func (a *authority) serveHTTP2Alone(h http.Handler, protocols []string) string {
 			served.Go(func() {
 				defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 				if conn.(*tls.Conn).HandshakeContext(ctx) == nil {
+					//nolint:staticcheck // net/http has no server that speaks HTTP/2 alone over TLS
 					(&http2.Server{}).ServeConn(conn, &http2.ServeConnOpts{Handler: h, BaseConfig: &http.Server{ErrorLog: zap.NewStdLog(zap.NewNop())}})
 				}
 				_ = conn.Close()

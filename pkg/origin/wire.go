@@ -71,7 +71,7 @@ func (w *wire) send(req *http.Request, r route) (*http.Response, error) {
 		return nil, err
 	}
 	w.metrics.count(resp.StatusCode)
-	body := &watchedBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer, stall: stall, metrics: w.metrics}
+	body := &watchedBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer, first: answer, stall: stall, metrics: w.metrics}
 	if r.lane == laneBulk {
 		body.limits, body.class = w.limits, limit.ClassOf(ctx)
 	}
@@ -136,6 +136,7 @@ type watchedBody struct {
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
 
+	first   time.Duration // that it may take to begin; 0 once it has
 	stall   time.Duration
 	metrics *metrics
 	limits  []*limit.Bucket
@@ -143,9 +144,10 @@ type watchedBody struct {
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
-	b.timer.Reset(b.stall)
+	b.timer.Reset(max(b.first, b.stall))
 	n, err := b.body.Read(p)
 	b.timer.Stop()
+	b.first = 0
 	b.metrics.bytes.Add(float64(n))
 	if err != nil && err != io.EOF {
 		err = cause(b.ctx, err)

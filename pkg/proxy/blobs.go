@@ -65,6 +65,9 @@ func (p *Proxy) sendBlob(w *response, r *http.Request, q question, size int64, p
 		cancel() // what still waits in c ends
 		c.close()
 	}()
+	if prove != nil {
+		dropOddRange(r)
+	}
 	size, err := c.start(r, etag)
 	if errors.Is(err, errUnsatisfiable) {
 		if prove == nil {

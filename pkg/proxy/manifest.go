@@ -61,6 +61,9 @@ func parseManifest(body []byte, typ string) (_, own string, _ []child) {
 	for _, t := range []string{typ, own} {
 		agreed = agreed && (t == "" || indexType(t) == (shape == typeOCIIndex) && knownType(t))
 	}
+	if own == "" && (shape == typeOCIManifest && typ == typeOCIManifest || shape == typeOCIIndex && typ == typeOCIIndex) {
+		own = typ // OCI documents need not say it
+	}
 	switch {
 	case typ == "" && own != "":
 		typ = own

@@ -20,8 +20,8 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 		return p.orStale(p.passHead(w, r, t, q), w, r, t, q)
 	}
 	why := whyUnknown
-	at, i, ok := p.chosen(r.Context(), t, q)
-	if ok {
+	if at, ok := p.chosen(r.Context(), t, q); ok {
+		var i info
 		if i, why = p.permit(r.Context(), at); why == "" {
 			err := p.sendManifest(w, r, at, i)
 			if err == nil || !p.mayPass(w, r, err) {
@@ -39,15 +39,15 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 
 // chosen is the manifest that a request means by its digest: it names one, or a tag that
 // is known to be one.
-func (p *Proxy) chosen(ctx context.Context, t target, q question) (question, info, bool) {
+func (p *Proxy) chosen(ctx context.Context, t target, q question) (question, bool) {
 	if q.digest != "" {
-		return q, info{}, true
+		return q, true
 	}
 	got, ok := p.resolve(ctx, t, q)
 	if !ok {
-		return q, info{}, false
+		return q, false
 	}
-	return q.at(origin.KindManifest, got.digest), got.info, true
+	return q.at(origin.KindManifest, got.digest), true
 }
 
 // mayPass tells whether, after err, the origin can still be asked in the client's name.
@@ -55,7 +55,8 @@ func (p *Proxy) mayPass(w *response, r *http.Request, err error) bool {
 	return w.status == 0 && r.Context().Err() == nil && p.base.Err() == nil && !errors.Is(err, errClientGone)
 }
 
-// typeDoubt: a manifest does not bear the media type by which it was named.
+// typeDoubt: a manifest does not bear the media type by which HEAD or an index named it, or
+// nobody named one.
 type typeDoubt struct{ named, own string }
 
 func (e *typeDoubt) Error() string {
@@ -79,15 +80,15 @@ func (p *Proxy) sendManifest(w *response, r *http.Request, q question, i info) e
 	}
 	body, held, err := p.readManifest(r.Context(), Request{Digest: q.digest, Size: i.size, Ref: q.ref, Header: header, Length: -1})
 	if size, ok := sizeTold(err); ok && size <= maxManifest {
-		p.learn(q.place(), info{size: size, mediaType: i.mediaType, told: true})
+		p.learn(q.place(), info{size: size, mediaType: i.mediaType, told: i.told, sent: i.sent})
 		body, held, err = p.readManifest(r.Context(), Request{Digest: q.digest, Size: size, Ref: q.ref, Header: header, Length: -1})
 	}
 	if err != nil {
 		return err
 	}
 	typ, own := p.admit(q, body, i.mediaType)
-	if !i.told && own != "" && own != typ {
-		return &typeDoubt{named: typ, own: own}
+	if !i.sent && (i.mediaType == "" || own != typ) {
+		return &typeDoubt{named: typ, own: own} // only GET tells
 	}
 	w.result = resultOfHeld(held)
 	sendBody(w, r, q.digest, typ, body)

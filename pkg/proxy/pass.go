@@ -276,7 +276,7 @@ func (p *Proxy) adopt(t target, q question, resp *http.Response, got *passedMani
 		d = blob.FromBytes(body)
 	}
 	at := q.at(origin.KindManifest, d)
-	got.digest, got.info = d, info{size: int64(len(body)), mediaType: mediaType(resp.Header.Get("Content-Type")), told: true}
+	got.digest, got.info = d, info{size: int64(len(body)), mediaType: mediaType(resp.Header.Get("Content-Type")), told: true, sent: true}
 	p.allow(at, got.info)
 	p.admit(at, body, got.info.mediaType)
 	if q.digest == "" {

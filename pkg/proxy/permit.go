@@ -38,6 +38,7 @@ type info struct {
 	size      int64  // in bytes; 0 when unknown
 	mediaType string // "" when unknown
 	told      bool   // by the origin itself, not by a manifest that names it
+	sent      bool   // with the content, in answer to GET
 }
 
 // question asks for one digest or tag on behalf of one client.
@@ -171,7 +172,7 @@ func (p *Proxy) disallow(q question) {
 func (p *Proxy) learn(at place, i info) {
 	p.infos.put(at, i, func(old, next info) info {
 		switch {
-		case old.told && !next.told:
+		case old.told && !next.told, old.sent && !next.sent:
 			return old
 		case next.told || old.size == next.size:
 			if next.mediaType == "" {
@@ -207,7 +208,7 @@ func refusal(status int) bool {
 
 // infoOf reads an origin's answer that grants the content.
 func infoOf(resp *http.Response, kind origin.Kind) info {
-	i := info{told: true}
+	i := info{told: true, sent: resp.Request == nil || resp.Request.Method == http.MethodGet}
 	if kind == origin.KindManifest {
 		i.mediaType = mediaType(resp.Header.Get("Content-Type"))
 	}

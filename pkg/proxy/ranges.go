@@ -15,14 +15,17 @@ type span struct{ off, n int64 }
 // errUnsatisfiable: a valid Range that no byte of the blob is in (416).
 var errUnsatisfiable = errors.New("range lies outside the blob")
 
+// errOddRange: a Range of bytes that breaks the grammar. A server may ignore it, or refuse.
+var errOddRange = errors.New("range is not understood")
+
 // maxSpans bounds the parts of one response. RFC 9110 section 14.2 lets a server
 // ignore a Range that asks for very many.
 const maxSpans = 1024
 
 // parseRange reads a Range header (RFC 9110 section 14.1.2) for a blob of size
 // bytes. No spans and no error: the whole blob is to be sent, because there is
-// no Range, one of another unit, one that breaks the grammar, or one that asks
-// for more than the blob holds.
+// no Range, one of another unit, or one that asks for more than the blob holds. The error
+// is errUnsatisfiable or errOddRange.
 func parseRange(header string, size int64) ([]span, error) {
 	unit, set, ok := strings.Cut(header, "=")
 	if !ok || !strings.EqualFold(strings.TrimSpace(unit), "bytes") || size == 0 {
@@ -42,7 +45,7 @@ func parseRange(header string, size int64) ([]span, error) {
 			valid = true
 			continue
 		case err != nil:
-			return nil, nil
+			return nil, errOddRange
 		}
 		valid = true
 		spans = append(spans, s)
@@ -136,6 +139,13 @@ func rangeOf(r *http.Request, etag string) string {
 	r.Header.Del("If-Range")
 	r.Header.Del("Range")
 	return header
+}
+
+// dropOddRange takes a Range that breaks the grammar off a request (RFC 9110 section 14.2).
+func dropOddRange(r *http.Request) {
+	if _, err := parseRange(r.Header.Get("Range"), 1); errors.Is(err, errOddRange) {
+		r.Header.Del("Range")
+	}
 }
 
 // matches tells whether an If-None-Match header holds the entity tag (RFC 9110

@@ -201,6 +201,12 @@ func (p *Proxy) forward(w *response, r *http.Request, t target) error {
 		}
 	}
 	out.URL.RawQuery = t.query(r.URL)
+	if from := r.URL.Query().Get("from"); t.prefix != "" && strings.HasPrefix(from, t.prefix+"/") {
+		// A mount names its other repository as the client spells it (end-11).
+		query := out.URL.Query()
+		query.Set("from", strings.TrimPrefix(from, t.prefix+"/"))
+		out.URL.RawQuery = query.Encode()
+	}
 	out.Header.Set(viaHeader, p.via(r.Header))
 	w.localize = t.localizeHeader
 	return p.upstreamFor(r, t).Forward(w, out, t.registry)

@@ -84,7 +84,7 @@ func (p *Proxy) serveStale(w *response, r *http.Request, q question, i info) err
 		return p.headStale(w, q, i)
 	}
 	if q.ref.Kind == origin.KindManifest {
-		return p.sendManifest(w, r, q, info{size: i.size, mediaType: i.mediaType, told: true})
+		return p.sendManifest(w, r, q, info{size: i.size, mediaType: i.mediaType, told: true, sent: true})
 	}
 	return p.sendRegistryBlob(w, r, q, i.size)
 }

@@ -108,9 +108,7 @@ func (m *Manager) fetchAlone(t *task) {
 	a.own = t.blob.Linked().Count() > 1
 	a.meet(slices.Concat(m.contacts.after(t.digest, now), seeds, m.contacts.any(now)))
 	t.alone, t.asked = a, now
-	t.blob.Acquire() // the task may end before this has
-	m.running.Go(func() {
-		defer t.blob.Release()
+	m.use(t, func() {
 		err := a.fetch(ctx)
 		if cause := context.Cause(ctx); err != nil && cause != nil {
 			err = cause // not a source's fault: it was told to stop

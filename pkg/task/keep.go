@@ -122,7 +122,7 @@ func (k *Keeper) Close() error {
 
 // keepProven puts a blob that is proven into the store, and tells of it.
 func (m *Manager) keepProven(d blob.Digest, size int64, from io.Reader) error {
-	b, err := m.store.Create(d, size)
+	b, err := m.create(m.ctx, d, size)
 	if err != nil {
 		return err
 	}

@@ -104,11 +104,7 @@ func (m *Manager) lease(l control.Lease) {
 	if l.Holder == nil {
 		at = t.queueAtOrigin(l.Run)
 	}
-	t.blob.Acquire() // the task may end before the lease has
-	m.running.Go(func() {
-		defer t.blob.Release()
-		m.execute(ctx, t, l, at)
-	})
+	m.use(t, func() { m.execute(ctx, t, l, at) })
 }
 
 // linked gives b the links of a lease. That is done in the order in which decisions

@@ -84,7 +84,7 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 			return nil, fmt.Errorf("learning the size of %s: %w", req.Digest, err)
 		}
 	}
-	b, err := m.store.Create(req.Digest, size)
+	b, err := m.create(ctx, req.Digest, size)
 	if errors.Is(err, store.ErrNoSpace) {
 		m.log.Warn("the store has no room; a client gets the blob as it comes, and nothing is kept")
 		return m.passThrough(m.swarmContent(ctx, req, size, nil)), nil
@@ -118,6 +118,29 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 	h := m.handle(ctx, b, t, run)
 	m.through(ctx, h, req)
 	return h, nil
+}
+
+// create is store.Create. A blob of another size, which a task had until it failed, gives
+// way once that has let go of it.
+func (m *Manager) create(ctx context.Context, d blob.Digest, size int64) (*store.Blob, error) {
+	b, err := m.store.Create(d, size)
+	if !errors.Is(err, store.ErrSize) {
+		return b, err
+	}
+	m.mu.Lock()
+	t, ok := m.tasks[d]
+	m.mu.Unlock()
+	if ok && t.ctx.Err() == nil {
+		return nil, err
+	}
+	if ok {
+		select {
+		case <-t.gone:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return m.store.Create(d, size)
 }
 
 // join adds a client to the task of b, starting it where there is none.

@@ -118,6 +118,8 @@ type task struct {
 	ctx    context.Context // ends with the task; its cause is the task's error
 	end    context.CancelCauseFunc
 	poke   chan struct{} // something below has changed; capacity 1
+	uses   sync.WaitGroup
+	gone   chan struct{} // closed when it has failed and let go of its blob
 
 	claim
 	others  []claim // what further clients named
@@ -265,7 +267,7 @@ func (m *Manager) start(b *store.Blob, ref origin.Ref, header http.Header) (*tas
 	}
 	ctx, end := context.WithCancelCause(m.ctx)
 	t := &task{
-		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1),
+		blob: b, digest: b.Digest(), ctx: ctx, end: end, poke: make(chan struct{}, 1), gone: make(chan struct{}),
 		claim: claim{ref, header}, wanted: blob.NewBitmap(b.Layout().Pieces()),
 		leases: map[uint64]running{}, liars: map[string]bool{}, idle: time.Now(), lead: m.lead(b.Layout()),
 	}
@@ -423,19 +425,45 @@ func (m *Manager) served(t *task) bool {
 // finish takes an ended task away.
 func (m *Manager) finish(t *task) {
 	cause := context.Cause(t.ctx)
+	whole := errors.Is(cause, errDone)
 	m.mu.Lock()
-	if m.tasks[t.digest] == t { // else another task has come after it
-		delete(m.tasks, t.digest)
-		if t.wanted.Count() > 0 && !errors.Is(cause, errDone) {
-			m.scheduler.Tell(control.Unwant{Digest: t.digest})
-		}
+	if m.tasks[t.digest] == t && t.wanted.Count() > 0 && !whole { // else another task has come after it
+		m.scheduler.Tell(control.Unwant{Digest: t.digest})
+	}
+	if whole {
+		m.forget(t)
 	}
 	m.mu.Unlock()
-	if !errors.Is(cause, errDone) && !errors.Is(cause, errNoClient) && !errors.Is(cause, ErrClosed) && !errors.Is(cause, context.Canceled) {
+	if whole {
+		m.keep(t)
+		t.blob.Release()
+		return
+	}
+	if !errors.Is(cause, errNoClient) && !errors.Is(cause, ErrClosed) && !errors.Is(cause, context.Canceled) {
 		m.log.Warn("a blob could not be made whole", zap.Stringer("digest", t.digest), zap.Error(cause))
 	}
-	if errors.Is(cause, errDone) {
-		m.keep(t)
-	}
+	t.uses.Wait()
 	t.blob.Release()
+	close(t.gone)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forget(t)
+}
+
+// forget removes t from the tasks, unless another has come after it. The caller holds mu.
+func (m *Manager) forget(t *task) {
+	if m.tasks[t.digest] == t {
+		delete(m.tasks, t.digest)
+	}
+}
+
+// use runs fn, which uses t's blob: the task may end before fn has.
+func (m *Manager) use(t *task, fn func()) {
+	t.blob.Acquire()
+	t.uses.Add(1)
+	m.running.Go(func() {
+		defer t.uses.Done()
+		defer t.blob.Release()
+		fn()
+	})
 }
