@@ -24,7 +24,7 @@ func (p *Proxy) serveBlob(w *response, r *http.Request, t target, q question) er
 		if err == nil || !p.mayPass(w, r, err) {
 			return err
 		}
-		why = reasonOf(err)
+		why = p.doubt(q, err)
 	}
 	return p.orStale(p.pass(w, r, t, q, why), w, r, t, q)
 }

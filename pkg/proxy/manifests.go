@@ -28,7 +28,7 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 				return err
 			}
 			p.forgetTags(t.registry, t.repository) // it may have moved or gone since
-			why = reasonOf(err)
+			why = p.doubt(at, err)
 			if doubt := (*typeDoubt)(nil); errors.As(err, &doubt) {
 				why = whyType
 			}

@@ -96,6 +96,16 @@ func reasonOf(err error) reason {
 	return whyFailed
 }
 
+// doubt is the reason why content that the client may have could not be opened. Bytes that
+// do not have the digest will not have it soon: they are not read for the cluster again.
+func (p *Proxy) doubt(q question, err error) reason {
+	why := reasonOf(err)
+	if why == whyDigest {
+		p.unfit.put(q.place(), time.Now().Add(p.cfg.GrantTTL), nil)
+	}
+	return why
+}
+
 // maxPassed bounds what is remembered as told.
 const maxPassed = 256
 
@@ -282,6 +292,7 @@ func (p *Proxy) adopt(t target, q question, resp *http.Response, got *passedMani
 	if q.digest == "" {
 		p.noteTag(q, got.digest, got.info)
 	}
+	p.unfit.remove(at.place())
 	if kept := p.tasks.Keep(d, int64(len(body))); kept != nil {
 		if _, err := io.Copy(kept, bytes.NewReader(body)); err == nil {
 			_ = kept.Close()

@@ -83,6 +83,9 @@ const hintPatience = 300 * time.Millisecond
 func (p *Proxy) permit(ctx context.Context, q question) (i info, why reason) {
 	if result, ok := p.granted(q); ok {
 		p.metrics.authz.WithLabelValues(result).Inc()
+		if until, ok := p.unfit.get(q.place()); ok && time.Now().Before(until) {
+			return info{}, whyDigest
+		}
 		return p.known(q.place()), ""
 	}
 	if q.ref.Kind == origin.KindManifest && !p.countsGets(q.ref.Registry) {

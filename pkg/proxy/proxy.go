@@ -103,6 +103,7 @@ type Proxy struct {
 	grants   *lru[grantKey, time.Time] // until when
 	public   *lru[place, time.Time]    // what anybody could read, and until when that counts
 	infos    *lru[place, info]
+	unfit    *lru[place, time.Time] // content that does not have its digest, and until when that is believed
 	tags     *lru[tagKey, resolved] // as a GET told
 	heads    *lru[tagKey, headed]
 	last     *lru[tagKey, resolved] // for when the registry is down
@@ -141,8 +142,8 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 	p := &Proxy{
 		cfg: cfg, tasks: tasks, upstream: upstream, log: log, metrics: m, name: rand.Text(),
 		grants: newLRU[grantKey, time.Time](cfg.GrantEntries), public: newLRU[place, time.Time](cfg.GrantEntries),
-		infos: newLRU[place, info](cfg.GrantEntries),
-		tags:  newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
+		infos: newLRU[place, info](cfg.GrantEntries), unfit: newLRU[place, time.Time](maxTags),
+		tags: newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
 		counting: newLRU[string, struct{}](maxPassed), passed: newLRU[string, struct{}](maxPassed),
 	}
 	_, _ = rand.Read(p.key[:]) // never fails (crypto/rand)

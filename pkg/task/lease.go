@@ -166,7 +166,7 @@ func (m *Manager) execute(ctx context.Context, t *task, l control.Lease, at *ori
 		m.log.Debug("a lease failed", zap.Stringer("digest", t.digest), zap.Uint64("lease", l.ID), zap.Error(err))
 		m.scheduler.Tell(failed(l.ID, err))
 	}
-	if errors.Is(err, store.ErrNoSpace) {
+	if errors.Is(err, store.ErrNoSpace) || at != nil && errors.Is(err, origin.ErrSize) {
 		t.end(err) // no other source would mend that
 	}
 	t.changed()

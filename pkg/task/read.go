@@ -3,6 +3,7 @@ package task
 import (
 	"context"
 	"errors"
+	"net/http"
 	"slices"
 	"time"
 
@@ -170,6 +171,10 @@ func failed(lease uint64, err error) control.Failed {
 	switch {
 	case errors.As(err, &status):
 		f.Reason, f.Status, f.RetryAfter = damselflyv1.Failed_REASON_ORIGIN, status.Code, status.RetryAfter
+	case errors.Is(err, origin.ErrSize), errors.Is(err, origin.ErrProtocol), errors.Is(err, origin.ErrNoRange):
+		// What the origin has is not what was asked for, and will not be for the next who
+		// asks for the same: that is a refusal, and no reason to try again.
+		f.Reason, f.Status = damselflyv1.Failed_REASON_ORIGIN, http.StatusRequestedRangeNotSatisfiable
 	case errors.Is(err, store.ErrBadDigest):
 		f.Reason = damselflyv1.Failed_REASON_BAD_DIGEST
 	case errors.Is(err, blob.ErrMismatch), errors.Is(err, peer.ErrMalformed):
