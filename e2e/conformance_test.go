@@ -20,9 +20,9 @@ func TestConformance(t *testing.T) {
 	node := startAlone(t, o).Nodes[0]
 	var direct, through map[string][]string
 	var group errgroup.Group
-	group.Go(func() (err error) { direct, err = conform(t, o.URL, "conformance/direct"); return err })
+	group.Go(func() (err error) { direct, err = conform(t, o.URL, o.CAFile, "conformance/direct"); return err })
 	// The registry is a part of the path: the tests know no ns=.
-	group.Go(func() (err error) { through, err = conform(t, node.Mirror, registry+"/conformance/node"); return err })
+	group.Go(func() (err error) { through, err = conform(t, node.Mirror, o.CAFile, registry+"/conformance/node"); return err })
 	must(t, group.Wait())
 	var passed int
 	for name, verdicts := range direct {
@@ -41,16 +41,16 @@ func TestConformance(t *testing.T) {
 
 // conform runs the tests against a registry at a URL, and returns the verdicts by
 // name. A name may have several.
-func conform(t *testing.T, url, repository string) (map[string][]string, error) {
+func conform(t *testing.T, url, caFile, repository string) (map[string][]string, error) {
 	dir := directory(t)
 	scheme, host, _ := strings.Cut(url, "://")
-	tls := map[string]string{"http": "disabled", "https": "insecure"}[scheme]
+	tls := map[string]string{"http": "disabled", "https": "enabled"}[scheme]
 	// It is built with the other tools. A failed test is an exit code too.
 	_, failed := process.Run(deadline(t), process.Spec{
 		Name: "conformance", Path: filepath.Join(filepath.Dir(programs(t).Registry), "conformance"), Dir: dir,
 		Env: []string{
 			"OCI_REGISTRY=" + host, "OCI_TLS=" + tls, "OCI_REPO1=" + repository + "1", "OCI_REPO2=" + repository + "2",
-			"OCI_RESULTS_DIR=" + dir,
+			"OCI_RESULTS_DIR=" + dir, "SSL_CERT_FILE=" + caFile,
 		},
 	})
 	content, err := os.ReadFile(filepath.Join(dir, "junit.xml"))
