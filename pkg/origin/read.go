@@ -76,24 +76,24 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 }
 
 // confirmPatience is how long the origin may take to tell a size that its answer did not.
-const confirmPatience = time.Second
+const confirmPatience = 300 * time.Millisecond
 
-// confirm asks for the size where the answer to GET told none. The size that was given is
-// a hint, of a manifest or of HEAD; were it wrong, that would show at the end, and what was
-// read with it could not be taken back. It closes the reader where another size, or none,
-// is told.
+// confirm asks for the first byte alone, to be told the size, where the answer to GET did
+// not tell it. The size that was given is a hint, of a manifest or of HEAD; were it wrong,
+// that would show at the end, and what was read with it could not be taken back. It closes
+// the reader where another size, or none, is told.
 func (r *reader) confirm(header http.Header) error {
 	ctx, cancel := context.WithTimeout(r.ctx, confirmPatience)
 	defer cancel()
-	info, err := r.client.Stat(ctx, r.ref, header)
-	if err == nil && info.Size == r.size {
+	told := int64(-1)
+	if info, err := r.client.statByte(ctx, r.ref, header); err == nil {
+		told = info.Size
+	}
+	if told == r.size {
 		return nil
 	}
 	_ = r.Close()
-	if err != nil {
-		info.Size = -1
-	}
-	return &SizeError{Size: info.Size, Expected: r.size}
+	return &SizeError{Size: told, Expected: r.size}
 }
 
 // reader is one Read. Its fields but cancel are guarded by mu.

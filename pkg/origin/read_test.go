@@ -113,7 +113,7 @@ func TestReadShortBodies(t *testing.T) {
 					}
 					want := []string{""}
 					if !declared && size > blob.MinPieceLength {
-						want = []string{"", "", "bytes=0-0"} // the size is confirmed first
+						want = []string{"", "bytes=0-0"} // the size is confirmed first
 					}
 					for i := 1; i < 10; i++ {
 						want = append(want, fmt.Sprintf("bytes=%d-%d", i*(size/10), size-1))

@@ -20,9 +20,12 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 		return p.orStale(p.passHead(w, r, t, q), w, r, t, q)
 	}
 	why := whyUnknown
-	if at, ok := p.chosen(r.Context(), t, q); ok {
+	if at, tagged, ok := p.chosen(r.Context(), t, q); ok {
 		var i info
 		if i, why = p.permit(r.Context(), at); why == "" {
+			if tagged.sent {
+				i = tagged
+			}
 			err := p.sendManifest(w, r, at, i)
 			if err == nil || !p.mayPass(w, r, err) {
 				return err
@@ -38,16 +41,16 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 }
 
 // chosen is the manifest that a request means by its digest: it names one, or a tag that
-// is known to be one.
-func (p *Proxy) chosen(ctx context.Context, t target, q question) (question, bool) {
+// is known to be one, and as what.
+func (p *Proxy) chosen(ctx context.Context, t target, q question) (question, info, bool) {
 	if q.digest != "" {
-		return q, true
+		return q, info{}, true
 	}
 	got, ok := p.resolve(ctx, t, q)
 	if !ok {
-		return q, false
+		return q, info{}, false
 	}
-	return q.at(origin.KindManifest, got.digest), true
+	return q.at(origin.KindManifest, got.digest), got.info, true
 }
 
 // mayPass tells whether, after err, the origin can still be asked in the client's name.
@@ -55,12 +58,12 @@ func (p *Proxy) mayPass(w *response, r *http.Request, err error) bool {
 	return w.status == 0 && r.Context().Err() == nil && p.base.Err() == nil && !errors.Is(err, errClientGone)
 }
 
-// typeDoubt: a manifest does not bear the media type by which HEAD or an index named it, or
-// nobody named one.
-type typeDoubt struct{ named, own string }
+// typeDoubt: a manifest does not say its media type, and who named it said another than it
+// looks like, or none.
+type typeDoubt struct{ named string }
 
 func (e *typeDoubt) Error() string {
-	return fmt.Sprintf("the manifest is named as %s and says itself that it is %s", e.named, e.own)
+	return "the manifest does not say its media type, and is named as " + e.named
 }
 
 // nameContent sets the headers that say which content this is.
@@ -87,8 +90,12 @@ func (p *Proxy) sendManifest(w *response, r *http.Request, q question, i info) e
 		return err
 	}
 	typ, own := p.admit(q, body, i.mediaType)
-	if !i.sent && (i.mediaType == "" || own != typ) {
-		return &typeDoubt{named: typ, own: own} // only GET tells
+	switch {
+	case i.sent:
+	case own == "":
+		return &typeDoubt{named: typ} // only GET tells
+	default:
+		typ = own // what the registry took it for, whatever HEAD or an index say
 	}
 	w.result = resultOfHeld(held)
 	sendBody(w, r, q.digest, typ, body)

@@ -287,7 +287,8 @@ func (p *Proxy) adopt(t target, q question, resp *http.Response, got *passedMani
 	}
 	at := q.at(origin.KindManifest, d)
 	got.digest, got.info = d, info{size: int64(len(body)), mediaType: mediaType(resp.Header.Get("Content-Type")), told: true, sent: true}
-	p.allow(at, got.info)
+	// What a tag is sent as says little of what the digest is sent as.
+	p.allow(at, info{size: got.info.size, mediaType: got.info.mediaType, told: true, sent: q.digest != ""})
 	p.admit(at, body, got.info.mediaType)
 	if q.digest == "" {
 		p.noteTag(q, got.digest, got.info)

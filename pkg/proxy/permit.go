@@ -104,9 +104,15 @@ func (p *Proxy) permit(ctx context.Context, q question) (i info, why reason) {
 	}
 	p.metrics.authz.WithLabelValues(authzError).Inc()
 	if wait.Err() != nil {
+		p.mistrustHead(q.ref.Registry)
 		return info{}, whySlow
 	}
 	return info{}, whyHead
+}
+
+// mistrustHead has a registry not be asked by HEAD for a while.
+func (p *Proxy) mistrustHead(registry string) {
+	p.headless.put(registry, time.Now().Add(p.cfg.GrantTTL), nil)
 }
 
 // granted looks for a permission that still holds.
@@ -123,28 +129,40 @@ func (p *Proxy) granted(q question) (result string, ok bool) {
 // byte, whether the client may read, and remembers a yes. A no is nothing to go by: only
 // the client's own GET tells.
 func (p *Proxy) hint(ctx context.Context, q question) (bool, error) {
-	resp, err := q.upstream.Head(ctx, q.ref, q.header)
-	if err == nil {
-		_ = resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			p.allow(q, infoOf(resp, q.ref.Kind))
-			return true, nil
+	until, known := p.headless.get(q.ref.Registry)
+	if q.ref.Kind != origin.KindBlob || !known || time.Now().After(until) {
+		resp, err := q.upstream.Head(ctx, q.ref, q.header)
+		if err != nil && q.ref.Kind != origin.KindBlob {
+			return false, err
 		}
-		if q.ref.Kind != origin.KindBlob || resp.StatusCode == http.StatusUnauthorized && q.who == (credential{}) {
-			return false, nil
+		if err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				p.allow(q, infoOf(resp, q.ref.Kind))
+				return true, nil
+			}
+			if q.ref.Kind != origin.KindBlob || resp.StatusCode == http.StatusUnauthorized && q.who == (credential{}) {
+				return false, nil
+			}
 		}
-	} else if q.ref.Kind != origin.KindBlob {
-		return false, err
 	}
+	return p.hintByByte(ctx, q)
+}
+
+// hintByByte is hint by a GET of one byte. Where that opens what HEAD did not, HEAD is not
+// asked again for a while.
+func (p *Proxy) hintByByte(ctx context.Context, q question) (bool, error) {
 	header := q.header.Clone()
 	header.Set("Range", "bytes=0-0")
-	if resp, err = q.upstream.Get(ctx, q.ref, header); err != nil {
+	resp, err := q.upstream.Get(ctx, q.ref, header)
+	if err != nil {
 		return false, err
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		return false, nil
 	}
+	p.mistrustHead(q.ref.Registry)
 	p.allow(q, infoOf(resp, q.ref.Kind))
 	return true, nil
 }
