@@ -22,7 +22,10 @@ func TestConformance(t *testing.T) {
 	var group errgroup.Group
 	group.Go(func() (err error) { direct, err = conform(t, o.URL, o.CAFile, "conformance/direct"); return err })
 	// The registry is a part of the path: the tests know no ns=.
-	group.Go(func() (err error) { through, err = conform(t, node.Mirror, o.CAFile, registry+"/conformance/node"); return err })
+	group.Go(func() (err error) {
+		through, err = conform(t, node.Mirror, o.CAFile, registry+"/conformance/node")
+		return err
+	})
 	must(t, group.Wait())
 	var passed int
 	for name, verdicts := range direct {

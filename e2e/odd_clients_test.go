@@ -52,8 +52,6 @@ func TestOddClients(t *testing.T) {
 	behaviours := slices.DeleteFunc(odd.Behaviours(), func(b odd.Behaviour) bool { return !slices.Contains(rows, b.Name) })
 	registries := alone(t, behaviours)
 	behaviours = slices.Concat(registries...)
-	const file = "testdata/odd-clients.txt"
-	known := knownWorse(t, file)
 	world := startOdd(t, registries, cluster.Config{Nodes: 1, Alone: true})
 	l := programs(t)
 	all := oddClients(l)
@@ -67,11 +65,7 @@ func TestOddClients(t *testing.T) {
 		})
 	}
 	must(t, group.Wait())
-	verdicts := slices.Concat(found...)
-	for _, v := range verdicts {
-		judgeOdd(t, v, known)
-	}
-	writeWorse(t, verdicts, file)
+	judgeOdd(t, slices.Concat(found...))
 }
 
 // compare pulls from each behaviour directly and through the node.

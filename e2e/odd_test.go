@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,8 +16,6 @@ import (
 const (
 	// envOdd is a regular expression for the names of rows.
 	envOdd = "DAMSELFLY_ODD"
-	// envOddWrite has the tests write the list of what is worse anew.
-	envOddWrite = "DAMSELFLY_ODD_WRITE"
 )
 
 // oddName is what real clients call the odd registries; Go's clients use no proxy for
@@ -70,12 +66,12 @@ func startOdd(t *testing.T, behaviours [][]odd.Behaviour, cfg cluster.Config) od
 // TestOdd pulls from every odd registry as clients do, directly and twice through a
 // node: nothing is worse through the node, and what is kept is told.
 func TestOdd(t *testing.T) {
-	testOdd(t, odd.Behaviours(), cluster.Config{Nodes: 1, Alone: true}, "odd.txt")
+	testOdd(t, odd.Behaviours(), cluster.Config{Nodes: 1, Alone: true})
 }
 
 // TestOddSlow waits for registries as long as their clients do.
 func TestOddSlow(t *testing.T) {
-	testOdd(t, odd.Slow(), cluster.Config{Nodes: 1, Alone: true}, "odd-slow.txt")
+	testOdd(t, odd.Slow(), cluster.Config{Nodes: 1, Alone: true})
 }
 
 // TestOddCluster pulls from one registry of each kind through one node of a cluster and
@@ -92,7 +88,7 @@ func TestOddCluster(t *testing.T) {
 	for i := range behaviours {
 		behaviours[i].Clients = []string{"containerd", "podman", "chunked", "stranger"}
 	}
-	testOdd(t, behaviours, cluster.Config{Seeds: 1, Nodes: 2}, "odd-cluster.txt")
+	testOdd(t, behaviours, cluster.Config{Seeds: 1, Nodes: 2})
 }
 
 // alone gives each behaviour that this run is about a registry of its own.
@@ -108,92 +104,49 @@ func alone(t *testing.T, behaviours []odd.Behaviour) (out [][]odd.Behaviour) {
 	return out
 }
 
-// testOdd judges each behaviour at a registry of its own, and compares with the list of
-// what is known to be worse: file below testdata, of behaviour and client. It can only
-// shrink.
-func testOdd(t *testing.T, behaviours []odd.Behaviour, cfg cluster.Config, file string) {
+// testOdd judges each behaviour at a registry of its own.
+func testOdd(t *testing.T, behaviours []odd.Behaviour, cfg cluster.Config) {
 	t.Helper()
 	registries := alone(t, behaviours)
-	file = filepath.Join("testdata", file)
-	known := knownWorse(t, file)
 	world := startOdd(t, registries, cfg)
 	start := time.Now()
 	found, err := odd.Judge(t.Context(), world.Server, world.faces[0], world.faces[len(world.faces)-1])
 	must(t, err)
 	t.Logf("%d behaviours in %.0f s", len(registries), time.Since(start).Seconds())
-	writeWorse(t, found, file)
-	for _, r := range registries {
-		t.Run(r[0].Name, func(t *testing.T) {
-			for _, v := range found {
-				if v.Behaviour == r[0].Name {
-					judgeOdd(t, v, known)
-				}
-			}
-		})
-	}
+	judgeOdd(t, found)
 }
 
-// judgeOdd fails where something is worse that is not known to be, and where
-// something that is known to be is not. What is only late, or read anew, is so by
-// chance: it may also not be.
-func judgeOdd(t *testing.T, v odd.Verdict, known map[string]bool) {
+// What may be by chance, as a share of all pulls: late, for others have the machine too,
+// and read anew by the second pull, where the first found out what the content is. A
+// registry that is slow and wrong about sizes at once is asked twice, and is late for good.
+const (
+	mayBeLate = 0.06
+	mayBeAnew = 0.15
+)
+
+// judgeOdd fails where something is worse than directly, and where more is late or read
+// anew than may be by chance.
+func judgeOdd(t *testing.T, found []odd.Verdict) {
 	t.Helper()
-	key, chance := keyOf(v)
-	if len(v.Worse) > 0 {
-		t.Logf("%s is worse than directly:\n\t%s", key, strings.Join(v.Worse, "\n\t"))
-	}
-	was := v.Behaviour + " " + v.Client
-	switch {
-	case os.Getenv(envOddWrite) != "":
-	case key != "" && !known[key] && (!chance || !known[was]):
-		t.Errorf("%s: worse than directly; %s", key, strings.Join(v.Worse, "; "))
-	case key != was && known[was] && !v.Late:
-		t.Errorf("%s: not worse any more: strike it from the list in testdata", was)
-	}
-}
-
-// keyOf names a verdict in the lists; one that is good has no name. chance tells that
-// it may be good the next time.
-func keyOf(v odd.Verdict) (key string, chance bool) {
-	name := v.Behaviour + " " + v.Client
-	switch {
-	case v.Late:
-		return name + " late", true
-	case len(v.Worse) > 0:
-		return name, false
-	case v.Pulled && !v.Kept && v.Client != "probe": // a probe reads ranges
-		return name + " read-anew", true
-	default:
-		return "", false
-	}
-}
-
-func knownWorse(t *testing.T, file string) map[string]bool {
-	t.Helper()
-	content, err := os.ReadFile(file)
-	must(t, err)
-	out := map[string]bool{}
-	for line := range strings.Lines(string(content)) {
-		out[strings.TrimSpace(line)] = true
-	}
-	return out
-}
-
-// writeWorse sums up what was found, and writes the list where that is wanted.
-func writeWorse(t *testing.T, found []odd.Verdict, file string) {
-	t.Helper()
-	var keys []string
-	counts := map[string]int{}
+	var worse, late, anew int
 	for _, v := range found {
-		if key, _ := keyOf(v); key != "" {
-			keys = append(keys, key)
-			counts[strings.TrimPrefix(key, v.Behaviour+" "+v.Client)]++
+		switch {
+		case v.Late:
+			late++
+			t.Logf("%s %s is late:\n\t%s", v.Behaviour, v.Client, strings.Join(v.Worse, "\n\t"))
+		case len(v.Worse) > 0:
+			worse++
+			t.Errorf("%s %s is worse than directly:\n\t%s", v.Behaviour, v.Client, strings.Join(v.Worse, "\n\t"))
+		case v.Pulled && !v.Kept && v.Client != "probe": // a probe reads ranges
+			anew++
+			t.Logf("%s %s: the second pull read the registry's blobs anew", v.Behaviour, v.Client)
 		}
 	}
-	slices.Sort(keys)
-	t.Logf("of %d: %d are worse through the node, %d late, and the second pull of %d read the registry's blobs anew",
-		len(found), counts[""], counts[" late"], counts[" read-anew"])
-	if os.Getenv(envOddWrite) != "" {
-		must(t, os.WriteFile(file, fmt.Appendln(nil, strings.Join(keys, "\n")), 0o644))
+	t.Logf("of %d pulls: %d worse through the node, %d late, %d read anew", len(found), worse, late, anew)
+	if most := 3 + mayBeLate*float64(len(found)); float64(late) > most {
+		t.Errorf("%d are late, more than %.0f", late, most)
+	}
+	if most := 3 + mayBeAnew*float64(len(found)); float64(anew) > most {
+		t.Errorf("%d are read anew, more than %.0f", anew, most)
 	}
 }

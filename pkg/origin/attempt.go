@@ -195,7 +195,7 @@ func (r *reader) check(ans answer) (skip int64, err error) {
 			return 0, fmt.Errorf("%w: it sends the whole file where bytes from %d on were asked for", ErrNoRange, r.pos)
 		}
 		r.bodyEnd = r.end
-		r.openEnd = length < 0 && r.end == r.size
+		r.openEnd, r.untold = length < 0 && r.end == r.size, length < 0
 		return r.pos, nil
 	}
 	if t := ans.Header.Get("Content-Type"); strings.HasPrefix(strings.ToLower(t), "multipart/byteranges") {
@@ -212,7 +212,7 @@ func (r *reader) check(ans answer) (skip int64, err error) {
 	case length >= 0 && length != cr.Last-cr.First+1:
 		return 0, fmt.Errorf("%w: %d bytes in a range of %d", ErrProtocol, length, cr.Last-cr.First+1)
 	}
-	r.bodyEnd = cr.Last + 1
+	r.bodyEnd, r.untold = cr.Last+1, cr.Size < 0
 	r.openEnd = length < 0 && r.bodyEnd == r.end
 	return 0, nil
 }

@@ -65,7 +65,7 @@ func (c *Client) Read(ctx context.Context, ref Ref, header http.Header, size, of
 	r.ctx, r.cancel = context.WithCancel(withLine(all, r.line))
 	began := time.Now()
 	err = r.open()
-	if err == nil && r.openEnd && !r.versioned() && size > blob.MinPieceLength {
+	if err == nil && r.untold && !r.versioned() && size > blob.MinPieceLength {
 		err = r.confirm(content)
 	}
 	if err != nil {
@@ -118,6 +118,7 @@ type reader struct {
 	body      io.ReadCloser // nil between attempts
 	bodyEnd   int64         // where body ends or is of no more use; at most end
 	openEnd   bool          // body should end at end, but its length was not declared
+	untold    bool          // the answer did not tell the size of the whole
 	got       int64         // bytes delivered from body
 	validator string        // of the version that is read; "" unknown
 	rangeless bool          // the origin has shown that it does not serve ranges
