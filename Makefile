@@ -64,7 +64,7 @@ unit: ## test all packages but e2e, with the race detector
 	$(GO) test -race $(UNITS)
 
 e2e: ## test the real programs with real registries, runtimes and links; needs root
-	$(GO) test -count=1 -p 1 -timeout 20m ./e2e/fabric ./e2e/process ./e2e/rogue ./e2e
+	$(GO) test -count=1 -p 1 -timeout 40m ./e2e/fabric ./e2e/process ./e2e/rogue ./e2e
 	$(GO) run ./e2e/lab table --short
 
 lint: $(LINTER) proto-check ## run golangci-lint, and check that the generated code is current
