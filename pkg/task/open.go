@@ -86,7 +86,8 @@ func (m *Manager) Open(ctx context.Context, req Request) (*Handle, error) {
 	}
 	b, err := m.create(ctx, req.Digest, size)
 	if errors.Is(err, store.ErrNoSpace) {
-		m.log.Warn("the store has no room; a client gets the blob as it comes, and nothing is kept")
+		m.log.Warn("the store has no room for a blob; a client gets it as it comes, and nothing is kept",
+			zap.Stringer("digest", req.Digest), zap.Int64("size", size))
 		return m.passThrough(m.swarmContent(ctx, req, size, nil)), nil
 	}
 	if errors.Is(err, store.ErrSize) {
