@@ -16,8 +16,8 @@ import (
 // Keep returns where to write a blob that goes past on its way from an origin to a client,
 // from its first byte on. Close keeps it, and tells the cluster, if it has the digest;
 // Discard forgets it. size is -1 where it is not known. Nil says that there is nothing to
-// keep: the blob is here, somebody else writes it, or it is larger than blobs are. The
-// keeper is for one goroutine.
+// keep: the blob is here, somebody else writes it, many others are written, or it is larger
+// than blobs are. The keeper is for one goroutine.
 func (m *Manager) Keep(d blob.Digest, size int64) *Keeper {
 	if size > blob.MaxSize {
 		return nil
@@ -31,7 +31,7 @@ func (m *Manager) Keep(d blob.Digest, size int64) *Keeper {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.keeping[d] || m.ctx.Err() != nil {
+	if m.keeping[d] || len(m.keeping) >= maxKeepers || m.ctx.Err() != nil {
 		return nil
 	}
 	m.keeping[d] = true
@@ -45,6 +45,8 @@ const (
 	// keepInMemory is how much of a blob is held in memory before it goes to the disk, in
 	// bytes.
 	keepInMemory = 4 << 20
+	// maxKeepers bounds those that take blobs at a time, and so their memory.
+	maxKeepers = 16
 	// keepUntold is the most that is kept of a blob whose size nobody told, in bytes.
 	keepUntold = 1 << 30
 )
