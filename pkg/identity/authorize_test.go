@@ -116,6 +116,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 		"/damselfly.v1.Peer/Holdings":           {Anybody: who, RoleNode: codes.OK, RoleSeed: codes.OK, RoleScheduler: no},
 		"/damselfly.v1.Peer/Credential":         {Anybody: who, RoleNode: no, RoleSeed: codes.OK, RoleScheduler: no},
 		"/damselfly.v1.Scheduler/Attend":        {Anybody: who, RoleNode: codes.OK, RoleSeed: codes.OK, RoleScheduler: no},
+		"/damselfly.v1.Scheduler/Nodes":         {Anybody: who, RoleNode: no, RoleSeed: no, RoleScheduler: codes.OK},
 	}
 	for _, m := range wireMethods(t) {
 		for role, conn := range conns {

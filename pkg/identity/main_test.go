@@ -114,6 +114,10 @@ func (p *peers) Credential(ctx context.Context, _ *damselflyv1.CredentialRequest
 	return &damselflyv1.CredentialResponse{}, nil
 }
 
+func (p *peers) Nodes(context.Context, *damselflyv1.NodesRequest) (*damselflyv1.NodesResponse, error) {
+	return &damselflyv1.NodesResponse{}, nil
+}
+
 func (p *peers) Attend(s grpc.BidiStreamingServer[damselflyv1.NodeMessage, damselflyv1.SchedulerMessage]) error {
 	p.called(s.Context())
 	return nil
