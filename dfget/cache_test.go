@@ -59,7 +59,7 @@ func (k *kept) start(t *testing.T) {
 	t.Helper()
 	cfg := node.DefaultConfig()
 	cfg.DataDir, cfg.Mirror.Listen, cfg.Ops.Listen = k.dir, "127.0.0.1:0", ""
-	cfg.Store.KeepFree = 0 // the disk of the machine decides nothing here
+	cfg.Store.KeepFree = 0  // the disk of the machine decides nothing here
 	cfg.Store.ScrubRate = 0 // a pass of its own would find what a test rots before the test looks
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
