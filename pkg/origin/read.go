@@ -83,7 +83,7 @@ const confirmPatience = 300 * time.Millisecond
 // that would show at the end, and what was read with it could not be taken back. It closes
 // the reader where another size, or none, is told.
 func (r *reader) confirm(header http.Header) error {
-	ctx, cancel := context.WithTimeout(r.ctx, confirmPatience)
+	ctx, cancel := context.WithTimeout(context.WithValue(r.ctx, lineKey{}, nil), confirmPatience) // not by r's line
 	defer cancel()
 	told := int64(-1)
 	if info, err := r.client.statByte(ctx, r.ref, header); err == nil {

@@ -133,7 +133,7 @@ func redirectTarget(resp *http.Response, u *url.URL) (*url.URL, error) {
 func passHeader(h http.Header, userAgent string) http.Header {
 	out := http.Header{}
 	for k, vs := range h {
-		if k = http.CanonicalHeaderKey(k); !connectionHeader(k, h) {
+		if k = http.CanonicalHeaderKey(k); !connectionHeader(k, h) && !steers(k) {
 			out[k] = append([]string(nil), vs...)
 		}
 	}
@@ -141,6 +141,22 @@ func passHeader(h http.Header, userAgent string) http.Header {
 		out.Set("User-Agent", userAgent)
 	}
 	return out
+}
+
+// steers tells whether a header may make a server in front of an origin answer another
+// question than the one that is asked, or take the client for somebody else. We ask by the
+// URL and the method, and go by the answer.
+func steers(key string) bool {
+	switch key {
+	case "Forwarded", "X-Real-Ip", "X-Client-Ip", "True-Client-Ip", "X-Method-Override", "X-Http-Method":
+		return true
+	}
+	for _, family := range []string{"X-Forwarded-", "X-Original-", "X-Rewrite-", "X-Http-Method-"} {
+		if strings.HasPrefix(key, family) {
+			return true
+		}
+	}
+	return false
 }
 
 // awayHeader is the part of a request's header that other hosts get.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
 
 // serveBlob answers GET and HEAD of a blob.
@@ -24,7 +26,7 @@ func (p *Proxy) serveBlob(w *response, r *http.Request, t target, q question) er
 		if err == nil || !p.mayPass(w, r, err) {
 			return err
 		}
-		why = p.doubt(q, err)
+		why = reasonOf(err)
 	}
 	return p.orStale(p.pass(w, r, t, q, why), w, r, t, q)
 }
@@ -65,12 +67,13 @@ func (p *Proxy) sendBlob(w *response, r *http.Request, q question, size int64, p
 		cancel() // what still waits in c ends
 		c.close()
 	}()
-	if prove != nil {
+	ours := q.ref.Kind == origin.KindURL // to judge, for there is no pass-through
+	if ours {
 		dropOddRange(r)
 	}
 	size, err := c.start(r, etag)
 	if errors.Is(err, errUnsatisfiable) {
-		if prove == nil {
+		if !ours {
 			return err // the size is a hint: the origin shall tell
 		}
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))

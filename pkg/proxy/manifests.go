@@ -31,7 +31,7 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 				return err
 			}
 			p.forgetTags(t.registry, t.repository) // it may have moved or gone since
-			why = p.doubt(at, err)
+			why = reasonOf(err)
 			if doubt := (*typeDoubt)(nil); errors.As(err, &doubt) {
 				why = whyType
 			}
@@ -155,11 +155,9 @@ func (p *Proxy) admit(q question, body []byte, typ string) (_, own string) {
 	typ, own, kids := parseManifest(body, typ)
 	for _, c := range kids {
 		kid := q.at(c.kind, c.digest)
-		i := info{size: c.size, mediaType: c.mediaType}
+		p.learn(kid.place(), info{size: c.size, mediaType: c.mediaType})
 		if c.vouched {
-			p.allow(kid, i)
-		} else {
-			p.learn(kid.place(), i)
+			p.inherit(q, kid)
 		}
 	}
 	if typ == "" {

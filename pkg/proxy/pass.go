@@ -96,14 +96,14 @@ func reasonOf(err error) reason {
 	return whyFailed
 }
 
-// doubt is the reason why content that the client may have could not be opened. Bytes that
-// do not have the digest will not have it soon: they are not read for the cluster again.
-func (p *Proxy) doubt(q question, err error) reason {
-	why := reasonOf(err)
-	if why == whyDigest {
-		p.unfit.put(q.place(), time.Now().Add(p.cfg.GrantTTL), nil)
+// tells takes note of whether what this registry sent as q has the digest. Bytes that do
+// not will not soon: they are not read for the cluster again.
+func (p *Proxy) tells(q question, fits bool) {
+	if fits {
+		p.unfit.remove(q.place())
+		return
 	}
-	return why
+	p.unfit.put(q.place(), time.Now().Add(p.cfg.GrantTTL), nil)
 }
 
 // maxPassed bounds what is remembered as told.
@@ -169,7 +169,9 @@ func (p *Proxy) pass(w *response, r *http.Request, t target, q question, why rea
 		return fmt.Errorf("passing on %s: %w", q.ref, err)
 	}
 	if kept != nil && body.copy != nil {
-		_ = kept.Close()
+		if err := kept.Close(); err == nil || errors.Is(err, blob.ErrMismatch) {
+			p.tells(q, err == nil)
+		}
 	}
 	return nil
 }
@@ -180,7 +182,7 @@ func (p *Proxy) heed(r *http.Request, q question, resp *http.Response) io.WriteC
 	switch {
 	case refusal(resp.StatusCode) && r.Method == http.MethodGet:
 		p.disallow(q)
-	case resp.StatusCode == http.StatusOK, resp.StatusCode == http.StatusPartialContent:
+	case opens(q, resp):
 		p.allow(q, infoOf(resp, q.ref.Kind))
 	}
 	if resp.StatusCode != http.StatusOK || r.Method != http.MethodGet || resp.Header.Get("Content-Encoding") != "" {
@@ -281,6 +283,7 @@ func (p *Proxy) adopt(t target, q question, resp *http.Response, got *passedMani
 	switch {
 	case q.digest != "" && !d.Matches(body):
 		p.note(t, whyDigest)
+		p.tells(q, false)
 		return
 	case d == "" || !d.Matches(body):
 		d = blob.FromBytes(body)
@@ -293,7 +296,7 @@ func (p *Proxy) adopt(t target, q question, resp *http.Response, got *passedMani
 	if q.digest == "" {
 		p.noteTag(q, got.digest, got.info)
 	}
-	p.unfit.remove(at.place())
+	p.tells(at, true)
 	if kept := p.tasks.Keep(d, int64(len(body))); kept != nil {
 		if _, err := io.Copy(kept, bytes.NewReader(body)); err == nil {
 			_ = kept.Close()
@@ -351,7 +354,7 @@ type headed struct {
 // head asks by HEAD. Equal questions share an answer, for Config.TagTTL if it is a good one
 // about a tag.
 func (p *Proxy) head(ctx context.Context, t target, q question, own http.Header) (headed, error) {
-	key := tagKey{q.ref.Registry, q.ref.Repository, q.ref.Reference, q.who, p.digestOf(own)}
+	key := tagKey{q.ref.Registry, q.ref.Repository, q.ref.Reference, q.who, p.digestOf(own) + strconv.FormatBool(q.solved)}
 	tag := q.ref.Kind == origin.KindManifest && q.digest == ""
 	if tag {
 		if got, ok := p.heads.get(key); ok && time.Now().Before(got.until) {
@@ -391,6 +394,7 @@ func (p *Proxy) askHead(ctx context.Context, t target, q question, own http.Head
 	}
 	i := infoOf(resp, q.ref.Kind)
 	switch d, err := blob.ParseDigest(resp.Header.Get(digestHeader)); {
+	case !opens(q, resp):
 	case q.digest != "":
 		p.allow(q, i)
 	case err == nil:

@@ -48,6 +48,7 @@ type question struct {
 	who      credential
 	header   http.Header // what the origin sees when we ask by ourselves
 	upstream Upstream
+	solved   bool // the upstream answers challenges for the client
 }
 
 func (q question) place() place {
@@ -104,7 +105,9 @@ func (p *Proxy) permit(ctx context.Context, q question) (i info, why reason) {
 	}
 	p.metrics.authz.WithLabelValues(authzError).Inc()
 	if wait.Err() != nil {
-		p.mistrustHead(q.ref.Registry)
+		if ctx.Err() == nil && p.base.Err() == nil {
+			p.mistrustHead(q.ref.Registry)
+		}
 		return info{}, whySlow
 	}
 	return info{}, whyHead
@@ -137,7 +140,7 @@ func (p *Proxy) hint(ctx context.Context, q question) (bool, error) {
 		}
 		if err == nil {
 			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if opens(q, resp) {
 				p.allow(q, infoOf(resp, q.ref.Kind))
 				return true, nil
 			}
@@ -159,7 +162,7 @@ func (p *Proxy) hintByByte(ctx context.Context, q question) (bool, error) {
 		return false, err
 	}
 	_ = resp.Body.Close()
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+	if !opens(q, resp) {
 		return false, nil
 	}
 	p.mistrustHead(q.ref.Registry)
@@ -178,6 +181,26 @@ func (p *Proxy) allow(q question, i info) {
 	if q.who == (credential{}) && p.cfg.StaleTTL > 0 {
 		p.public.put(q.place(), time.Now().Add(p.cfg.StaleTTL), nil)
 	}
+}
+
+// inherit gives a child of the manifest q what the client has of that, for no longer.
+func (p *Proxy) inherit(q, kid question) {
+	if until, ok := p.grants.get(grantKey{q.place(), q.who}); ok {
+		p.grants.put(grantKey{kid.place(), q.who}, until, later)
+	}
+	if until, ok := p.grants.get(grantKey{place: q.place()}); ok {
+		p.grants.put(grantKey{place: kid.place()}, until, later)
+	}
+	if until, ok := p.public.get(q.place()); ok {
+		p.public.put(kid.place(), until, later)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // disallow forgets a permission that the origin has taken back.
@@ -218,13 +241,27 @@ func (p *Proxy) known(at place) info {
 func (q question) flight(what string) string {
 	return strings.Join([]string{
 		what, q.ref.Kind.String(), q.ref.Registry, q.ref.Repository, q.ref.Reference, q.ref.URL, q.digest.String(),
-		string(q.who[:]), strings.Join(q.header["Accept"], ","),
+		string(q.who[:]), strings.Join(q.header["Accept"], ","), strconv.FormatBool(q.solved),
 	}, "\x00")
 }
 
 // refusal tells whether a status is an origin's decision about this credential.
 func refusal(status int) bool {
 	return status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusNotFound
+}
+
+// opens tells whether an answer of the origin says that the client may read what q names. A
+// page to log in at is no content, and another digest is other content.
+func opens(q question, resp *http.Response) bool {
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		return false
+	}
+	switch mediaType(resp.Header.Get("Content-Type")) {
+	case "text/html", "application/xhtml+xml":
+		return false
+	}
+	named, err := blob.ParseDigest(resp.Header.Get(digestHeader))
+	return q.digest == "" || err != nil || named == q.digest
 }
 
 // infoOf reads an origin's answer that grants the content.

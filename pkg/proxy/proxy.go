@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -111,6 +112,7 @@ type Proxy struct {
 	headless *lru[string, time.Time] // registries that HEAD tells little of, and until when that is believed
 	passed   *lru[string, struct{}]  // what was told once
 	flights  singleflight.Group
+	detached atomic.Int64 // flights under way
 	buffers  sync.Pool
 
 	hosts hostSet

@@ -144,8 +144,9 @@ func (p *Proxy) serve(f face, w *response, r *http.Request, t *target) error {
 // question is what a client's request asks of the origin.
 func (p *Proxy) question(r *http.Request, t target) question {
 	header := p.originHeader(r.Header)
+	upstream := p.upstreamFor(r, t)
 	return question{
-		ref: t.ref(), digest: t.digest, who: p.whoSends(header), header: header, upstream: p.upstreamFor(r, t),
+		ref: t.ref(), digest: t.digest, who: p.whoSends(header), header: header, upstream: upstream, solved: upstream != p.upstream,
 	}
 }
 
@@ -218,6 +219,7 @@ func (p *Proxy) forgetWritten(t target) {
 	for _, noun := range []string{"/manifests/", "/blobs/"} {
 		if i := strings.LastIndex(rest, noun); i > 0 {
 			p.forgetTags(t.registry, rest[:i])
+			p.public.drop(func(at place) bool { return at.registry == t.registry && at.repository == rest[:i] })
 			p.last.drop(func(k tagKey) bool { return k.registry == t.registry && k.repository == rest[:i] })
 			p.grants.drop(func(k grantKey) bool {
 				return k.registry == t.registry && k.repository == rest[:i] && k.kind != origin.KindURL

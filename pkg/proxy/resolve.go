@@ -81,16 +81,25 @@ func (p *Proxy) forgetTags(registry, repository string) {
 	p.heads.drop(chosen)
 }
 
+// maxDetached bounds the questions that outlive who asked them. Beyond it each client's
+// ends with the client.
+const maxDetached = 256
+
 // once joins callers that want the same: one runs fn, all get its result. fn
 // does not end when its first caller goes, but after Config.OriginTimeout or
 // when the proxy closes.
 func once[T any](ctx context.Context, p *Proxy, key string, fn func(context.Context) (T, error)) (T, error) {
 	var zero T
+	if p.detached.Load() >= maxDetached {
+		return fn(ctx)
+	}
 	result := p.flights.DoChan(key, func() (_ any, err error) {
 		if !p.enter() {
 			return zero, errClosed
 		}
 		defer p.leave()
+		p.detached.Add(1)
+		defer p.detached.Add(-1)
 		defer func() {
 			if v := recover(); v != nil { // singleflight would end the process
 				p.log.Error("panic while asking an origin", zap.Any("panic", v), zap.ByteString("stack", debug.Stack()))

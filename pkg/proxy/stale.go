@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"context"
 	"errors"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -45,17 +47,18 @@ func (p *Proxy) orStale(err error, w *response, r *http.Request, t target, q que
 	return nil
 }
 
-// silent tells whether err says that the origin did not answer.
+// silent tells whether err says that the origin does not answer anybody: it cannot be found
+// or connected to, or says nothing. What a client's own request can bring about is not that.
 func silent(err error) bool {
-	var api *apiError
-	var status *origin.StatusError
+	var broken *net.OpError
+	var unknown *net.DNSError
 	switch {
-	case errors.As(err, &api), errors.As(err, &status):
+	case errors.Is(err, origin.ErrForbiddenAddress), errors.Is(err, origin.ErrUnlistedHost), errors.Is(err, origin.ErrRedirect):
 		return false
-	case errors.Is(err, origin.ErrForbiddenAddress), errors.Is(err, origin.ErrUnlistedHost), errors.Is(err, errClosed):
-		return false
+	case errors.As(err, &unknown), errors.As(err, &broken) && broken.Op == "dial":
+		return true
 	}
-	return true
+	return errors.Is(err, origin.ErrStalled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // stale is what q's client may have of what was seen last.

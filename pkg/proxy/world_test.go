@@ -206,7 +206,7 @@ func (u upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if g, ok := u.handler.(*registry); ok && g.gone {
-		return nil, errors.New("connection refused")
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
 	}
 	rec := httptest.NewRecorder()
 	in := r.Clone(r.Context())

@@ -14,6 +14,8 @@ const (
 	// range may start and still wait for the swarm, whatever else is wanted.
 	reach = 64
 	// gather is how long a range further on waits for others that lead up to it.
+	// maxFar bounds those of one blob that wait so.
+	maxFar = 64
 	gather = 300 * time.Millisecond
 )
 
@@ -31,10 +33,15 @@ func (m *Manager) leadsTo(ctx context.Context, b *store.Blob, run blob.Run) bool
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := b.Digest()
+	if len(m.far[d]) >= maxFar {
+		return false
+	}
 	m.far[d] = append(m.far[d], run)
 	m.farChanged()
 	defer func() {
-		m.far[d] = slices.DeleteFunc(m.far[d], func(r blob.Run) bool { return r == run })
+		if i := slices.Index(m.far[d], run); i >= 0 {
+			m.far[d] = slices.Delete(m.far[d], i, i+1)
+		}
 		if len(m.far[d]) == 0 {
 			delete(m.far, d)
 		}

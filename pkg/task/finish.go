@@ -24,6 +24,7 @@ func (m *Manager) finish(t *task) {
 	}
 	m.mu.Unlock()
 	if whole {
+		close(t.gone)
 		m.keep(t)
 		t.blob.Release()
 		return
