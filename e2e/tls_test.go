@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
@@ -188,6 +189,12 @@ func (row tlsRow) run(t *testing.T) {
 	} else {
 		row.pullAmid(t, o, c, img)
 	}
+	eventually(t, func(context.Context) error { // a front counts what it wrote once it has
+		if sent := o.Counts().Bytes(layerDigests(img)...); sent < img.Native.LayerBytes() {
+			return fmt.Errorf("the origin has counted %d bytes", sent)
+		}
+		return nil
+	})
 	row.checkSent(t, o, img)
 	row.checkSpoken(t, o.Counts().Spoken)
 	if row.after != nil {
