@@ -125,7 +125,7 @@ func (c *Counter) answered(r *http.Request, header http.Header, status int) {
 	}
 }
 
-// sent counts n bytes of a body; fewer than none were counted too many.
+// sent counts n bytes of a body.
 func (c *Counter) sent(r *http.Request, status, n int) {
 	kind, reference := classify(r)
 	if n == 0 || kind != blob || r.Method != http.MethodGet || status >= 300 {

@@ -157,13 +157,13 @@ func (w *countingWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Write counts first: a client that has everything must not find less counted.
+// Write counts first, and what a failed Write may have sent too: a client that has
+// everything must not find less counted. In HTTP/2 one that has it resets the stream, and
+// the Write that brought its last bytes then fails, and tells none of them.
 func (w *countingWriter) Write(b []byte) (int, error) {
 	w.finish()
 	w.counter.sent(w.request, w.status, len(b))
-	n, err := w.ResponseWriter.Write(b)
-	w.counter.sent(w.request, w.status, n-len(b))
-	return n, err
+	return w.ResponseWriter.Write(b)
 }
 
 // finish sends the header if nothing has.

@@ -201,3 +201,37 @@ func TestRefuse(t *testing.T) {
 		t.Errorf("got %q, %v, after %d refusals; want %q by HTTP/2 after 3", got, err, r.Refused(), body)
 	}
 }
+
+// A client that has read all that Content-Length told closes the body without waiting for
+// its end, which resets the stream in HTTP/2: what it has must be counted all the same.
+func TestResetAfterTheLastByteIsCounted(t *testing.T) {
+	const size = 14_364
+	digest := sample.Digest(make([]byte, size))
+	w := start(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		_, _ = w.Write(make([]byte, 3698))
+		_, _ = w.Write(make([]byte, size-3698))
+	}), Wire{})
+	for i := range 300 {
+		w.Reset()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.URL+"/v2/app/img/blobs/"+digest, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(resp.Body, make([]byte, size)); err != nil || resp.ProtoMajor != 2 {
+			t.Fatal(err, resp.Proto)
+		}
+		_ = resp.Body.Close()
+		w.client.CloseIdleConnections()
+		if err := w.Restart(time.Second); err != nil { // every handler has ended
+			t.Fatal(err)
+		}
+		if got := w.Counts().Bytes(digest); got != size {
+			t.Fatalf("request %d: %d of %d bytes counted", i, got, size)
+		}
+	}
+}
