@@ -154,7 +154,7 @@ func (s *streams) look(began, now time.Time) float64 {
 	}
 	w.behind = w.behind || s.direct.line != nil && s.direct.line.waiting() > mostWaiting
 	took := now.Sub(w.began)
-	if took < warmUp/2 || took < 3*warmUp/2 && float64(w.bytes) > busyRate*took.Seconds() {
+	if took < warmUp/2 {
 		return 0
 	}
 	held := s.limited.Load()
