@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net"
 
 	"go.uber.org/zap"
@@ -10,9 +11,14 @@ import (
 
 // warn tells of settings that work, and let in more than they seem to.
 func warn(c Config, log *zap.Logger) {
-	for _, f := range []struct{ setting, address string }{
+	type listening struct{ setting, address string }
+	faces := []listening{
 		{"mirror.listen", c.Mirror.Listen}, {"mirror.dockerHubListen", c.Mirror.DockerHub}, {"proxy.listen", c.Proxy.Listen},
-	} {
+	}
+	for i, r := range c.Mirror.Registries {
+		faces = append(faces, listening{fmt.Sprintf("mirror.registries[%d].listen", i), r.Listen})
+	}
+	for _, f := range faces {
 		if everywhere(f.address) {
 			log.Warn("listening on all interfaces: whoever reaches this address pulls what this node may pull without a credential; 127.0.0.1 serves this machine alone",
 				zap.String("setting", f.setting), zap.String("address", f.address))

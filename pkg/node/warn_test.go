@@ -37,7 +37,8 @@ func TestOpenSettingsAreWarnedOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Mirror.Listen, c.Mirror.DockerHub, c.Proxy.Listen = "0.0.0.0:1", ":2", "[::]:3"
-	want := []string{"mirror.listen", "mirror.dockerHubListen", "proxy.listen", "joinTokenFile"}
+	c.Mirror.Registries = []RegistryConfig{{Name: "a.example", Listen: "127.0.0.1:4"}, {Name: "b.example", Listen: "0.0.0.0:5"}}
+	want := []string{"mirror.listen", "mirror.dockerHubListen", "proxy.listen", "mirror.registries[1].listen", "joinTokenFile"}
 	if got := warned(c); !slices.Equal(got, want) {
 		t.Errorf("warned of %v, want %v", got, want)
 	}
