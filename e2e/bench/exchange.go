@@ -79,7 +79,7 @@ func (e *exchange) pull(ctx context.Context, all blob.Run) error {
 		leases <- blob.Run{First: i, Count: min(step, all.End()-i)}
 	}
 	close(leases)
-	begin := func(_ identity.Role, i int) peer.Taker { return e.blob.Arrive(i) }
+	begin := func(_ peer.Sender, i int) peer.Taker { return e.blob.Arrive(i) }
 	g, ctx := errgroup.WithContext(ctx)
 	for range node.DefaultConfig().Peer.DownloadSlots {
 		g.Go(func() error {

@@ -264,12 +264,18 @@ func (o opener) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 }
 
 // Keep implements proxy.Tasks.
-func (o opener) Keep(d blob.Digest, size int64) io.WriteCloser {
-	if k := o.tasks.Keep(d, size); k != nil {
+func (o opener) Keep(ref origin.Ref, d blob.Digest, size int64) io.WriteCloser {
+	if k := o.tasks.Keep(ref, d, size); k != nil {
 		return k
 	}
 	return nil
 }
+
+// Served implements proxy.Tasks.
+func (o opener) Served(ref origin.Ref, d blob.Digest) bool { return o.tasks.Served(ref, d) }
+
+// Serves implements proxy.Tasks.
+func (o opener) Serves(ref origin.Ref, d blob.Digest) { o.tasks.Serves(ref, d) }
 
 // serve runs a face until ctx ends, then lets running requests finish. Requests
 // see the end of inner, not of ctx.

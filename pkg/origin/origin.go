@@ -70,6 +70,20 @@ type Ref struct {
 	URL string
 }
 
+// Place is where r keeps d. A query of a URL, which may be a secret, does not tell places
+// apart.
+func (r Ref) Place(d blob.Digest) blob.Place {
+	if r.Kind == KindURL {
+		at, _, _ := strings.Cut(r.URL, "?")
+		return blob.PlaceOf(d, "url", at)
+	}
+	kind := KindBlob.String()
+	if r.Kind == KindManifest {
+		kind = KindManifest.String()
+	}
+	return blob.PlaceOf(d, kind, r.Registry, r.Repository)
+}
+
 // Digest is the digest that r names its content by, and whether there is one.
 func (r Ref) Digest() (blob.Digest, bool) {
 	if r.Kind != KindBlob && r.Kind != KindManifest {

@@ -89,9 +89,16 @@ func (c *Client) Close() error {
 	return errors.Join(errs...)
 }
 
-// Begin says who takes piece i, which begins to come from a node of the role that its
-// certificate says.
-type Begin func(from identity.Role, i int) Taker
+// Sender is the node that sends pieces.
+type Sender struct {
+	// Role is what its certificate says.
+	Role identity.Role
+	// Places is where an origin has served the blob, as that node knows.
+	Places []blob.Place
+}
+
+// Begin says who takes piece i, which begins to come from a node.
+type Begin func(from Sender, i int) Taker
 
 // Taker takes one piece.
 type Taker interface {
@@ -174,7 +181,7 @@ type reading struct {
 	h        Holder
 	stream   grpc.ClientStream
 	class    limit.Class
-	from     identity.Role // "" until a piece came
+	from     Sender // without a role until a piece came
 	progress func(n int)
 }
 
@@ -202,7 +209,7 @@ func (r *reading) piece(l blob.Layout, may func(i int) bool, begin Begin) error 
 			i = int(in.piece)
 			length = int(l.Length(i))
 			in.buffers = slices.Grow(in.buffers, length/frameLength+2*leastChunks)
-			taker = begin(r.role(), i)
+			taker = begin(r.sender(), i)
 		}
 		if int64(in.piece) != int64(i) || int64(in.offset) != int64(got) || in.length > length-got {
 			return fmt.Errorf("%w: %s: chunk %d+%d of piece %d, want piece %d from %d", ErrMalformed, r.h.ID, in.offset, in.length, in.piece, i, got)
@@ -226,11 +233,14 @@ func (r *reading) piece(l blob.Layout, may func(i int) bool, begin Begin) error 
 	return taker.Put()
 }
 
-// role is that of the holder. It can be asked once a message came.
-func (r *reading) role() identity.Role {
-	if r.from == "" {
+// sender is the holder. It can be asked once a message came.
+func (r *reading) sender() Sender {
+	if r.from.Role == "" {
 		remote, _ := identity.PeerFromContext(r.stream.Context()) // verified by the handshake
-		r.from = remote.Role
+		r.from.Role = remote.Role
+		if header, err := r.stream.Header(); err == nil { // it came before the message
+			r.from.Places = readPlaces(header)
+		}
 	}
 	return r.from
 }

@@ -37,7 +37,7 @@ func TestCrumbsAreRefused(t *testing.T) {
 	}
 	got := 0
 	err = c.Read(t.Context(), serve(t, h, crumbs{}), h.digest, l, blob.Run{Count: 1},
-		func(identity.Role, int) peer.Taker { return away{} }, func(n int) { got += n })
+		func(peer.Sender, int) peer.Taker { return away{} }, func(n int) { got += n })
 	if !errors.Is(err, peer.ErrMalformed) || got > 0 {
 		t.Errorf("%d bytes taken, %v", got, err)
 	}

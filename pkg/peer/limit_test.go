@@ -287,7 +287,7 @@ func TestDownloadLimit(t *testing.T) {
 	download.Set(1)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := c.Read(ctx, h.Holder, h.digest, h.layout, run, func(identity.Role, int) peer.Taker { return away{} }, nil); err != context.DeadlineExceeded {
+	if err := c.Read(ctx, h.Holder, h.digest, h.layout, run, func(peer.Sender, int) peer.Taker { return away{} }, nil); err != context.DeadlineExceeded {
 		t.Errorf("it ended with %v", err)
 	}
 }

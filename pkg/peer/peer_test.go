@@ -161,8 +161,8 @@ func (h *holder) read(t testing.TB, c *peer.Client, run blob.Run) ([]byte, ident
 	t.Helper()
 	var got []byte
 	var role identity.Role
-	err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, whole(func(from identity.Role, i int, piece []byte) error {
-		role = from
+	err := c.Read(t.Context(), h.Holder, h.digest, h.layout, run, whole(func(from peer.Sender, i int, piece []byte) error {
+		role = from.Role
 		if want := run.First + len(got)/blob.MinPieceLength; i != want {
 			t.Errorf("piece %d came where %d was due", i, want)
 		}
@@ -199,7 +199,7 @@ func TestProgressAndReadsAreTold(t *testing.T) {
 	})
 	put, progress := 0, 0
 	run := blob.Run{First: 1, Count: 3}
-	err := h.client(t, identity.RoleNode).Read(t.Context(), h.Holder, h.digest, h.layout, run, whole(func(_ identity.Role, _ int, piece []byte) error {
+	err := h.client(t, identity.RoleNode).Read(t.Context(), h.Holder, h.digest, h.layout, run, whole(func(_ peer.Sender, _ int, piece []byte) error {
 		put += len(piece)
 		if progress != put {
 			t.Errorf("%d bytes were told of before the piece that makes %d", progress, put)
@@ -310,11 +310,11 @@ func TestReadStopsWithItsContextAndItsTaker(t *testing.T) {
 	h.keep(t, h.layout.Pieces())
 	c := h.client(t, identity.RoleNode)
 	stop := errors.New("enough")
-	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), whole(func(identity.Role, int, []byte) error { return stop }), nil); !errors.Is(err, stop) {
+	if err := c.Read(t.Context(), h.Holder, h.digest, h.layout, h.layout.All(), whole(func(peer.Sender, int, []byte) error { return stop }), nil); !errors.Is(err, stop) {
 		t.Errorf("the taker's error came back as %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), whole(func(identity.Role, int, []byte) error {
+	err := c.Read(ctx, h.Holder, h.digest, h.layout, h.layout.All(), whole(func(peer.Sender, int, []byte) error {
 		cancel(stop)
 		return nil
 	}), nil)
@@ -404,7 +404,7 @@ func BenchmarkRead(b *testing.B) {
 	b.SetBytes(int64(len(h.data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(identity.Role, int) peer.Taker { return away{} }, nil); err != nil {
+		if err := c.Read(b.Context(), h.Holder, h.digest, h.layout, h.layout.All(), func(peer.Sender, int) peer.Taker { return away{} }, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -157,6 +157,7 @@ func (s *Server) Read(req *damselflyv1.ReadRequest, stream grpc.ServerStreamingS
 		s.busy.Inc()
 		return err
 	}
+	_ = stream.SetHeader(placesHeader(b.Places())) // fails only once something was sent
 	t := &turn{stream: stream, blob: b, reader: reader, class: classOf(req)}
 	pieces := s.pieces(b, req)
 	done := s.onRead(b.Digest())

@@ -25,8 +25,8 @@ func TestReadSomeSendsEachOnce(t *testing.T) {
 	all := blob.NewBitmap(h.layout.Pieces())
 	all.SetRun(h.layout.All())
 	some := func(lacking *blob.Bitmap, most int) (got []int, err error) {
-		err = c.ReadSome(t.Context(), h.Holder, h.digest, h.layout, lacking, most, whole(func(from identity.Role, i int, piece []byte) error {
-			if !bytes.Equal(piece, h.piece(i)) || from != identity.RoleNode {
+		err = c.ReadSome(t.Context(), h.Holder, h.digest, h.layout, lacking, most, whole(func(from peer.Sender, i int, piece []byte) error {
+			if !bytes.Equal(piece, h.piece(i)) || from.Role != identity.RoleNode {
 				t.Errorf("piece %d from a %s is another", i, from)
 			}
 			got = append(got, i)
@@ -82,7 +82,7 @@ func TestReadSomeTakesOnlyWhatItAskedFor(t *testing.T) {
 	lacking := blob.NewBitmap(h.layout.Pieces())
 	lacking.Set(1)
 	var got []int
-	begin := whole(func(_ identity.Role, i int, _ []byte) error { got = append(got, i); return nil })
+	begin := whole(func(_ peer.Sender, i int, _ []byte) error { got = append(got, i); return nil })
 	if err := c.ReadSome(t.Context(), liar, h.digest, h.layout, lacking, 2, begin); !errors.Is(err, peer.ErrMalformed) || len(got) > 0 {
 		t.Errorf("piece 2 for piece 1: %v, %v", got, err)
 	}

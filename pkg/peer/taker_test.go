@@ -3,7 +3,6 @@ package peer_test
 import (
 	"slices"
 
-	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 )
 
@@ -17,8 +16,8 @@ func (t *taker) Add(part []byte) { t.parts = append(t.parts, part) }
 func (t *taker) Put() error      { return t.put(slices.Concat(t.parts...)) }
 
 // whole gives put each piece once it is whole.
-func whole(put func(from identity.Role, i int, piece []byte) error) peer.Begin {
-	return func(from identity.Role, i int) peer.Taker {
+func whole(put func(from peer.Sender, i int, piece []byte) error) peer.Begin {
+	return func(from peer.Sender, i int) peer.Taker {
 		return &taker{put: func(piece []byte) error { return put(from, i, piece) }}
 	}
 }

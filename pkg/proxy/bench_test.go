@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/proxy"
 )
 
@@ -74,4 +75,6 @@ func BenchmarkBlob(b *testing.B) {
 	}
 }
 
-func (shelf) Keep(blob.Digest, int64) io.WriteCloser { return nil }
+func (shelf) Keep(origin.Ref, blob.Digest, int64) io.WriteCloser { return nil }
+func (shelf) Served(origin.Ref, blob.Digest) bool                { return true }
+func (shelf) Serves(origin.Ref, blob.Digest)                     {}

@@ -16,12 +16,13 @@ func (p *Proxy) serveBlob(w *response, r *http.Request, t target, q question) er
 	if r.Method == http.MethodHead {
 		return p.orStale(p.passHead(w, r, t, q), w, r, t, q)
 	}
-	i, why := p.permit(r.Context(), q)
+	have, why := p.permit(r.Context(), q)
 	if why == "" {
-		err := p.sendRegistryBlob(w, r, q, i.size)
+		err := p.sendRegistryBlob(w, r, q, have)
 		if size, ok := sizeTold(err); ok && p.mayPass(w, r, err) {
 			p.learn(q.place(), info{size: size, told: true})
-			err = p.sendRegistryBlob(w, r, q, size)
+			have.size = size
+			err = p.sendRegistryBlob(w, r, q, have)
 		}
 		if err == nil || !p.mayPass(w, r, err) {
 			return err
@@ -32,12 +33,21 @@ func (p *Proxy) serveBlob(w *response, r *http.Request, t target, q question) er
 }
 
 // sendRegistryBlob is sendBlob for a blob of a registry. It leaves the request as it was.
-func (p *Proxy) sendRegistryBlob(w *response, r *http.Request, q question, size int64) error {
+func (p *Proxy) sendRegistryBlob(w *response, r *http.Request, q question, have permission) error {
 	h := w.Header()
 	h.Set(apiVersionHeader, apiVersion)
 	h.Set("Content-Type", typeOctets)
 	nameContent(h, q.digest)
-	err := p.sendBlob(w, r.Clone(r.Context()), q, size, nil)
+	var confirm func(context.Context, *content) error
+	if have.named {
+		confirm = func(ctx context.Context, c *content) error {
+			if err := c.ready(ctx); err != nil {
+				return err
+			}
+			return p.confirm(ctx, q)
+		}
+	}
+	err := p.sendBlob(w, r.Clone(r.Context()), q, have.size, confirm)
 	if err != nil && w.status == 0 {
 		unname(h)
 	}

@@ -21,12 +21,12 @@ func (p *Proxy) serveManifest(w *response, r *http.Request, t target, q question
 	}
 	why := whyUnknown
 	if at, tagged, ok := p.chosen(r.Context(), t, q); ok {
-		var i info
-		if i, why = p.permit(r.Context(), at); why == "" {
+		var have permission
+		if have, why = p.permit(r.Context(), at); why == "" {
 			if tagged.sent {
-				i = tagged
+				have.info = tagged
 			}
-			err := p.sendManifest(w, r, at, i)
+			err := p.sendManifest(w, r, at, have)
 			if err == nil || !p.mayPass(w, r, err) {
 				return err
 			}
@@ -73,7 +73,8 @@ func nameContent(h http.Header, d blob.Digest) {
 }
 
 // sendManifest sends the manifest that q names and the client may read.
-func (p *Proxy) sendManifest(w *response, r *http.Request, q question, i info) error {
+func (p *Proxy) sendManifest(w *response, r *http.Request, q question, have permission) error {
+	i := have.info
 	if i.size > maxManifest {
 		return errManifestSize()
 	}
@@ -88,6 +89,11 @@ func (p *Proxy) sendManifest(w *response, r *http.Request, q question, i info) e
 	}
 	if err != nil {
 		return err
+	}
+	if have.named {
+		if err := p.confirm(r.Context(), q); err != nil {
+			return err
+		}
 	}
 	typ, own := p.admit(q, body, i.mediaType)
 	switch {

@@ -81,7 +81,10 @@ func (r reason) advice() string {
 func reasonOf(err error) reason {
 	var status *origin.StatusError
 	var api *apiError
+	var doubt *unconfirmed
 	switch {
+	case errors.As(err, &doubt):
+		return doubt.why
 	case errors.As(err, &status):
 		return whyRefused
 	case errors.As(err, &api) && api.code == codeSizeInvalid:
@@ -188,7 +191,7 @@ func (p *Proxy) heed(r *http.Request, q question, resp *http.Response) io.WriteC
 	if resp.StatusCode != http.StatusOK || r.Method != http.MethodGet || resp.Header.Get("Content-Encoding") != "" {
 		return nil
 	}
-	return p.tasks.Keep(q.digest, resp.ContentLength)
+	return p.tasks.Keep(q.ref, q.digest, resp.ContentLength)
 }
 
 // passing is a body on its way to a client, and to who keeps it.
@@ -297,7 +300,7 @@ func (p *Proxy) adopt(t target, q question, resp *http.Response, got *passedMani
 		p.noteTag(q, got.digest, got.info)
 	}
 	p.tells(at, true)
-	if kept := p.tasks.Keep(d, int64(len(body))); kept != nil {
+	if kept := p.tasks.Keep(at.ref, d, int64(len(body))); kept != nil {
 		if _, err := io.Copy(kept, bytes.NewReader(body)); err == nil {
 			_ = kept.Close()
 		}

@@ -15,8 +15,10 @@ import (
 // Who may read what. The origin decides, per credential and per place: knowing a
 // digest opens nothing, and a right to a digest in one repository opens nothing
 // in another. A permission comes from the origin's answer to the client's own
-// header, or from a manifest that the origin has granted and that names the
-// digest. Where there is none, the client's own request goes to the origin.
+// header; or from a manifest that the origin has granted and that names the digest,
+// where the origin is known to keep it in that repository: a manifest's word alone is
+// that of whoever pushed it. Where there is no permission, the client's own request
+// goes to the origin.
 
 // place is where a client says that a digest is kept.
 type place struct {
@@ -78,54 +80,61 @@ const (
 // asked by GET. A client shall not wait for both.
 const hintPatience = 300 * time.Millisecond
 
+// permission is what permits a client to be given content from here.
+type permission struct {
+	info
+	// named: only by the word of a manifest that names the content. Before any of it is
+	// given out, confirm must say that the registry keeps it there.
+	named bool
+}
+
 // permit tells whether the client of q, which names a digest, may be given its content
 // from here. Where it may not, why says for what reason the client's own request is the
 // origin's to answer.
-func (p *Proxy) permit(ctx context.Context, q question) (i info, why reason) {
-	if result, ok := p.granted(q); ok {
+func (p *Proxy) permit(ctx context.Context, q question) (have permission, why reason) {
+	result, told := p.granted(q)
+	if named := !told && p.named(q); told || named {
 		p.metrics.authz.WithLabelValues(result).Inc()
 		if until, ok := p.unfit.get(q.place()); ok && time.Now().Before(until) {
-			return info{}, whyDigest
+			return permission{}, whyDigest
 		}
-		return p.known(q.place()), ""
+		return permission{p.known(q.place()), named}, ""
 	}
 	if q.ref.Kind == origin.KindManifest && !p.countsGets(q.ref.Registry) {
-		return info{}, whyUnknown // one GET tells more than HEAD and costs the same
+		return permission{}, whyUnknown // one GET tells more than HEAD and costs the same
 	}
+	if why := p.asked(ctx, q); why != "" {
+		return permission{}, why
+	}
+	return permission{info: p.known(q.place())}, ""
+}
+
+// asked asks the origin whether the client may read what q names; "" is yes.
+func (p *Proxy) asked(ctx context.Context, q question) (why reason) {
 	wait, cancel := context.WithTimeout(ctx, hintPatience)
 	defer cancel()
 	allowed, err := once(wait, p, q.flight("permit"), func(ctx context.Context) (bool, error) { return p.hint(ctx, q) })
 	switch {
 	case err == nil && allowed:
 		p.metrics.authz.WithLabelValues(authzAllowed).Inc()
-		return p.known(q.place()), ""
+		return ""
 	case err == nil:
 		p.metrics.authz.WithLabelValues(authzRefused).Inc()
-		return info{}, whyHead
+		return whyHead
 	}
 	p.metrics.authz.WithLabelValues(authzError).Inc()
-	if wait.Err() != nil {
-		if ctx.Err() == nil && p.base.Err() == nil {
-			p.mistrustHead(q.ref.Registry)
-		}
-		return info{}, whySlow
+	if wait.Err() == nil {
+		return whyHead
 	}
-	return info{}, whyHead
+	if ctx.Err() == nil && p.base.Err() == nil {
+		p.mistrustHead(q.ref.Registry)
+	}
+	return whySlow
 }
 
 // mistrustHead has a registry not be asked by HEAD for a while.
 func (p *Proxy) mistrustHead(registry string) {
 	p.headless.put(registry, time.Now().Add(p.cfg.GrantTTL), nil)
-}
-
-// granted looks for a permission that still holds.
-func (p *Proxy) granted(q question) (result string, ok bool) {
-	now, at := time.Now(), q.place()
-	if until, ok := p.grants.get(grantKey{place: at}); ok && now.Before(until) {
-		return authzPublic, true
-	}
-	until, ok := p.grants.get(grantKey{at, q.who})
-	return authzGranted, ok && now.Before(until)
 }
 
 // hint asks the origin by HEAD, and for a blob that HEAD does not open by a GET of one
@@ -168,47 +177,6 @@ func (p *Proxy) hintByByte(ctx context.Context, q question) (bool, error) {
 	p.mistrustHead(q.ref.Registry)
 	p.allow(q, infoOf(resp, q.ref.Kind))
 	return true, nil
-}
-
-// allow remembers that the client may read the digest, and what is known of it.
-func (p *Proxy) allow(q question, i info) {
-	p.learn(q.place(), i)
-	until := time.Now().Add(p.cfg.GrantTTL)
-	if exp, ok := expiry(q.header.Get("Authorization")); ok && exp.Before(until) {
-		until = exp
-	}
-	p.grants.put(grantKey{q.place(), q.who}, until, nil)
-	if q.who == (credential{}) && p.cfg.StaleTTL > 0 {
-		p.public.put(q.place(), time.Now().Add(p.cfg.StaleTTL), nil)
-	}
-}
-
-// inherit gives a child of the manifest q what the client has of that, for no longer.
-func (p *Proxy) inherit(q, kid question) {
-	if until, ok := p.grants.get(grantKey{q.place(), q.who}); ok {
-		p.grants.put(grantKey{kid.place(), q.who}, until, later)
-	}
-	if until, ok := p.grants.get(grantKey{place: q.place()}); ok {
-		p.grants.put(grantKey{place: kid.place()}, until, later)
-	}
-	if until, ok := p.public.get(q.place()); ok {
-		p.public.put(kid.place(), until, later)
-	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// disallow forgets a permission that the origin has taken back.
-func (p *Proxy) disallow(q question) {
-	p.grants.remove(grantKey{q.place(), q.who})
-	if q.who == (credential{}) {
-		p.public.remove(q.place())
-	}
 }
 
 // learn keeps what is known of a digest. The origin's own word wins over that of

@@ -41,7 +41,12 @@ type Tasks interface {
 	// Keep returns where to write a blob that goes past, from its first byte on. Close
 	// keeps it if it has the digest; a writer that has a Discard method forgets it by that.
 	// size is -1 where it is not known. Nil: it is here, or on its way, or there is no room.
-	Keep(d blob.Digest, size int64) io.WriteCloser
+	// ref is where it comes from.
+	Keep(ref origin.Ref, d blob.Digest, size int64) io.WriteCloser
+	// Served reports whether the origin is known to serve the blob at ref: to this node, or
+	// to those that the bytes that are here came through. Serves notes that it does.
+	Served(ref origin.Ref, d blob.Digest) bool
+	Serves(ref origin.Ref, d blob.Digest)
 }
 
 // Request says what to open, and how the origin can be asked for it.
@@ -101,8 +106,8 @@ type Proxy struct {
 	name     string   // of this proxy in viaHeader
 	key      [32]byte // of the credentials' HMAC
 
-	grants   *lru[grantKey, time.Time] // until when
-	public   *lru[place, time.Time]    // what anybody could read, and until when that counts
+	grants   *lru[grantKey, grant]
+	public   *lru[place, grant] // what anybody could read, and until when that counts
 	infos    *lru[place, info]
 	unfit    *lru[place, time.Time] // content that does not have its digest, and until when that is believed
 	tags     *lru[tagKey, resolved] // as a GET told
@@ -144,7 +149,7 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 	}
 	p := &Proxy{
 		cfg: cfg, tasks: tasks, upstream: upstream, log: log, metrics: m, name: rand.Text(),
-		grants: newLRU[grantKey, time.Time](cfg.GrantEntries), public: newLRU[place, time.Time](cfg.GrantEntries),
+		grants: newLRU[grantKey, grant](cfg.GrantEntries), public: newLRU[place, grant](cfg.GrantEntries),
 		infos: newLRU[place, info](cfg.GrantEntries), unfit: newLRU[place, time.Time](maxTags),
 		tags: newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
 		counting: newLRU[string, struct{}](maxPassed), headless: newLRU[string, time.Time](maxPassed), passed: newLRU[string, struct{}](maxPassed),

@@ -28,12 +28,12 @@ func (p *Proxy) orStale(err error, w *response, r *http.Request, t target, q que
 	if err == nil || p.cfg.StaleTTL < 0 || !p.mayPass(w, r, err) || !silent(err) {
 		return err
 	}
-	at, i, ok := p.stale(q)
+	at, have, ok := p.stale(q)
 	if !ok {
 		return err
 	}
 	w.Header().Set(staleHeader, staleText)
-	served := p.serveStale(w, r, at, i)
+	served := p.serveStale(w, r, at, have)
 	if served != nil {
 		w.Header().Del(staleHeader)
 		return errors.Join(err, served)
@@ -62,7 +62,7 @@ func silent(err error) bool {
 }
 
 // stale is what q's client may have of what was seen last.
-func (p *Proxy) stale(q question) (question, info, bool) {
+func (p *Proxy) stale(q question) (question, permission, bool) {
 	if q.digest == "" {
 		got, ok := p.last.get(keyOf(q))
 		if !ok {
@@ -71,28 +71,34 @@ func (p *Proxy) stale(q question) (question, info, bool) {
 			got, ok = p.last.get(anybody)
 		}
 		if !ok || time.Now().After(got.until) {
-			return q, info{}, false
+			return q, permission{}, false
 		}
 		q = q.at(origin.KindManifest, got.digest)
 	}
 	if _, ok := p.granted(q); ok {
-		return q, p.known(q.place()), true
+		return q, permission{info: p.known(q.place())}, true
 	}
-	until, ok := p.public.get(q.place())
-	return q, p.known(q.place()), ok && time.Now().Before(until)
+	now := time.Now()
+	g, ok := p.public.get(q.place())
+	told := ok && now.Before(g.told)
+	return q, permission{p.known(q.place()), !told}, told || ok && now.Before(g.named) || p.named(q)
 }
 
-func (p *Proxy) serveStale(w *response, r *http.Request, q question, i info) error {
+func (p *Proxy) serveStale(w *response, r *http.Request, q question, have permission) error {
 	if r.Method == http.MethodHead {
-		return p.headStale(w, q, i)
+		return p.headStale(w, q, have)
 	}
 	if q.ref.Kind == origin.KindManifest {
-		return p.sendManifest(w, r, q, info{size: i.size, mediaType: i.mediaType, told: true, sent: true})
+		have.told, have.sent = true, true
+		return p.sendManifest(w, r, q, have)
 	}
-	return p.sendRegistryBlob(w, r, q, i.size)
+	return p.sendRegistryBlob(w, r, q, have)
 }
 
-func (p *Proxy) headStale(w *response, q question, i info) error {
+func (p *Proxy) headStale(w *response, q question, i permission) error {
+	if i.named && !p.tasks.Served(q.ref, q.digest) {
+		return &unconfirmed{whyHead}
+	}
 	if i.size <= 0 {
 		return errors.New("the size is not known")
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,6 +53,7 @@ type Blob struct {
 	frozen   bool         // the data may be a file of a runtime: nobody writes to it
 	adopted  bool         // it came from a runtime alone, and leaves with it
 	changed  time.Time    // of the file, when it was sealed; zero when that is not known
+	places   []blob.Place // where an origin has served it
 	gen      uint64       // counts losses: what was proven or held before one may not be after it
 	resets   uint64       // counts Resets
 	held     *blob.Bitmap // pieces on disk and verified; nil when sealed
@@ -189,6 +191,24 @@ func (b *Blob) Front() int {
 			return front
 		}
 	}
+}
+
+// Places lists where an origin is known to have served the blob, MaxPlaces at most.
+func (b *Blob) Places() []blob.Place {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.places)
+}
+
+// AddPlace notes that an origin serves the blob at p. seen: to this node itself; then an
+// older place gives way where there are many. It outlives a restart where it was noted
+// before the blob was whole.
+func (b *Blob) AddPlace(p blob.Place, seen bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	places, changed := blob.AddPlace(b.places, p, seen)
+	b.places = places
+	b.dirty = b.dirty || changed && b.loaded && !b.sealed
 }
 
 // File opens the data of a sealed blob for reading. The descriptor is the

@@ -126,7 +126,7 @@ func (b *Blob) createDisk() (*file, error) {
 // That the blob is sealed is said once the data is synced: under the name of a whole
 // blob it is believed from then on.
 func (b *Blob) sidecarLocked() []byte {
-	m := sidecar{header: header{digest: b.digest, layout: b.layout, sealed: b.sealed && b.synced, pinned: b.pinned, shared: b.frozen, adopted: b.adopted}, held: b.held, chain: b.chain}
+	m := sidecar{header: header{digest: b.digest, layout: b.layout, sealed: b.sealed && b.synced, pinned: b.pinned, shared: b.frozen, adopted: b.adopted, places: b.places}, held: b.held, chain: b.chain}
 	switch {
 	case b.sealed:
 		m.held = blob.NewBitmap(b.layout.Pieces())

@@ -99,6 +99,7 @@ type Sidecar struct {
 	Chain          *blob.Chain
 
 	Shared, Adopted bool
+	Places          []blob.Place
 }
 
 func DecodeSidecar(d blob.Digest, p []byte) (*Sidecar, error) {
@@ -106,11 +107,11 @@ func DecodeSidecar(d blob.Digest, p []byte) (*Sidecar, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Sidecar{m.layout, m.sealed, m.pinned, m.held, m.chain, m.shared, m.adopted}, nil
+	return &Sidecar{m.layout, m.sealed, m.pinned, m.held, m.chain, m.shared, m.adopted, m.places}, nil
 }
 
 func (m *Sidecar) Encode(d blob.Digest) []byte {
-	s := sidecar{header: header{digest: d, layout: m.Layout, sealed: m.Sealed, pinned: m.Pinned, shared: m.Shared, adopted: m.Adopted}, held: m.Held, chain: m.Chain}
+	s := sidecar{header: header{digest: d, layout: m.Layout, sealed: m.Sealed, pinned: m.Pinned, shared: m.Shared, adopted: m.Adopted, places: m.Places}, held: m.Held, chain: m.Chain}
 	return s.encode()
 }
 

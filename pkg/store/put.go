@@ -320,6 +320,7 @@ func (b *Blob) reset() (lost int, err error) {
 	b.resets++
 	b.held = blob.NewBitmap(b.layout.Pieces())
 	b.claims = nil
+	b.places = nil // who served what had another digest has not served the blob
 	b.chain.Forget()
 	b.dirty = true
 	b.fresh = 0

@@ -269,7 +269,7 @@ func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool) error {
 		return fmt.Errorf("the blob has just lost a piece: %w", ErrInUse)
 	}
 	b.frozen, b.changed = true, time.Time{}
-	h := header{digest: b.digest, layout: b.layout, sealed: true, pinned: b.pinned, shared: true, adopted: b.adopted}
+	h := header{digest: b.digest, layout: b.layout, sealed: true, pinned: b.pinned, shared: true, adopted: b.adopted, places: b.places}
 	b.mu.Unlock()
 	data := (&sidecar{header: h, chain: chain}).encode()
 	steps := []func() error{

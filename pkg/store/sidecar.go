@@ -12,8 +12,9 @@ import (
 
 // sidecar is what is kept beside a blob's data. On disk, little endian:
 //
-//	"DMFS" | version u16 | flags u16 | size u64 | algorithm u8 | 3 zero bytes
+//	"DMFS" | version u16 | flags u16 | size u64 | algorithm u8 | places u8 | 2 zero bytes
 //	hash, as long as the algorithm's
+//	places where an origin has served the blob, 16 bytes each
 //	CRC-32C of all before it, u32                                  -- the header ends here
 //	held pieces, a bit each, lowest first                          -- not when sealed
 //	known links, a bit each, lowest first                          -- not when sealed
@@ -36,6 +37,7 @@ type header struct {
 	// shared: the data is a file of a runtime, not to be written to; adopted: it
 	// came from there alone, and leaves with it.
 	shared, adopted bool
+	places          []blob.Place
 }
 
 const (
@@ -43,7 +45,8 @@ const (
 	sidecarVersion = 1
 	fixedLength    = 20
 	crcLength      = 4
-	maxHeader      = fixedLength + 64 + crcLength
+	placeLength    = 16
+	maxHeader      = fixedLength + 64 + blob.MaxPlaces*placeLength + crcLength
 
 	flagSealed  = 1 << 0
 	flagPinned  = 1 << 1
@@ -98,8 +101,11 @@ func (h *header) append(p []byte) []byte {
 	p = binary.LittleEndian.AppendUint16(p, sidecarVersion)
 	p = binary.LittleEndian.AppendUint16(p, flags)
 	p = binary.LittleEndian.AppendUint64(p, uint64(h.layout.Size()))
-	p = append(p, algorithmCode(h.digest), 0, 0, 0)
+	p = append(p, algorithmCode(h.digest), byte(len(h.places)), 0, 0)
 	p, _ = hex.AppendDecode(p, []byte(h.digest.Hex()))
+	for _, at := range h.places {
+		p = append(p, at[:]...)
+	}
 	return binary.LittleEndian.AppendUint32(p, checksum(p))
 }
 
@@ -113,13 +119,21 @@ func decodeHeader(d blob.Digest, p []byte) (header, []byte, error) {
 	if v := binary.LittleEndian.Uint16(p[4:]); v != sidecarVersion {
 		return h, nil, fmt.Errorf("%w: %d", errVersion, v)
 	}
-	end := fixedLength + len(d.Hex())/2
+	hashed := fixedLength + len(d.Hex())/2
+	places := int(p[fixedLength-3])
+	end := hashed + places*placeLength
 	if len(p) < end+crcLength || binary.LittleEndian.Uint32(p[end:]) != checksum(p[:end]) {
 		return h, nil, fmt.Errorf("%w: header checksum", errCorrupt)
 	}
-	want, err := hex.AppendDecode([]byte{algorithmCode(d), 0, 0, 0}, []byte(d.Hex()))
-	if err != nil || string(want) != string(p[fixedLength-4:end]) {
+	want, err := hex.AppendDecode([]byte{algorithmCode(d), byte(places), 0, 0}, []byte(d.Hex()))
+	if err != nil || string(want) != string(p[fixedLength-4:hashed]) {
 		return h, nil, fmt.Errorf("%w: it belongs to another blob", errCorrupt)
+	}
+	if places > blob.MaxPlaces {
+		return h, nil, fmt.Errorf("%w: %d places", errCorrupt, places)
+	}
+	for at := hashed; at < end; at += placeLength {
+		h.places = append(h.places, blob.Place(p[at:at+placeLength]))
 	}
 	flags := binary.LittleEndian.Uint16(p[6:])
 	if flags&^(flagSealed|flagPinned|flagShared|flagAdopted) != 0 {

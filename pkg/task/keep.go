@@ -11,14 +11,15 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
 )
 
-// Keep returns where to write a blob that goes past on its way from an origin to a client,
-// from its first byte on. Close keeps it, and tells the cluster, if it has the digest;
+// Keep returns where to write a blob that goes past on its way from ref to a client, from
+// its first byte on. Close keeps it, and tells the cluster, if it has the digest;
 // Discard forgets it. size is -1 where it is not known. Nil says that there is nothing to
 // keep: the blob is here, somebody else writes it, many others are written, or it is larger
 // than blobs are. The keeper is for one goroutine.
-func (m *Manager) Keep(d blob.Digest, size int64) *Keeper {
+func (m *Manager) Keep(ref origin.Ref, d blob.Digest, size int64) *Keeper {
 	if size > blob.MaxSize {
 		return nil
 	}
@@ -38,7 +39,7 @@ func (m *Manager) Keep(d blob.Digest, size int64) *Keeper {
 	if size < 0 {
 		size = keepUntold
 	}
-	return &Keeper{m: m, digest: d, most: size, sum: d.Hash()}
+	return &Keeper{m: m, ref: ref, digest: d, most: size, sum: d.Hash()}
 }
 
 const (
@@ -57,6 +58,7 @@ var errTooLong = errors.New("there is more than the origin told")
 // before all of it is proven.
 type Keeper struct {
 	m      *Manager
+	ref    origin.Ref
 	digest blob.Digest
 	most   int64 // bytes that may come
 	sum    hash.Hash
@@ -106,7 +108,7 @@ func (k *Keeper) Close() error {
 	}
 	if k.file == nil {
 		defer k.Discard()
-		return k.m.keepProven(k.digest, k.size, bytes.NewReader(k.head.Bytes()))
+		return k.m.keepProven(k.ref, k.digest, k.size, bytes.NewReader(k.head.Bytes()))
 	}
 	k.m.mu.Lock()
 	defer k.m.mu.Unlock()
@@ -115,7 +117,7 @@ func (k *Keeper) Close() error {
 	}
 	k.m.running.Go(func() {
 		defer k.Discard()
-		if err := k.m.keepProven(k.digest, k.size, io.NewSectionReader(k.file, 0, k.size)); err != nil {
+		if err := k.m.keepProven(k.ref, k.digest, k.size, io.NewSectionReader(k.file, 0, k.size)); err != nil {
 			k.m.log.Debug("a blob that went past could not be kept", zap.Stringer("digest", k.digest), zap.Error(err))
 		}
 	})
@@ -123,12 +125,13 @@ func (k *Keeper) Close() error {
 }
 
 // keepProven puts a blob that is proven into the store, and tells of it.
-func (m *Manager) keepProven(d blob.Digest, size int64, from io.Reader) error {
+func (m *Manager) keepProven(ref origin.Ref, d blob.Digest, size int64, from io.Reader) error {
 	b, err := m.create(m.ctx, d, size)
 	if err != nil {
 		return err
 	}
 	defer b.Release()
+	b.AddPlace(ref.Place(d), true)
 	l := b.Layout()
 	buf := m.buffer(int(l.PieceLength()))
 	defer m.pieces.Put(buf)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/task"
 )
 
@@ -37,8 +38,8 @@ func TestWhatGoesPastIsKept(t *testing.T) {
 				if told {
 					n = int64(size)
 				}
-				k := w.Keep(d, n)
-				if k == nil || w.Keep(d, n) != nil {
+				k := w.Keep(origin.Ref{}, d, n)
+				if k == nil || w.Keep(origin.Ref{}, d, n) != nil {
 					t.Fatal("one keeper for a blob, and no other")
 				}
 				if err := errors.Join(passBy(k, data), k.Close()); err != nil {
@@ -57,7 +58,7 @@ func TestWhatGoesPastIsKept(t *testing.T) {
 				if haves := keptOf(w, d); haves == 0 {
 					t.Error("the scheduler was not told")
 				}
-				if w.Keep(d, n) != nil {
+				if w.Keep(origin.Ref{}, d, n) != nil {
 					t.Error("a keeper for what is here")
 				}
 			})
@@ -81,17 +82,17 @@ func TestWhatDoesNotFitIsNotKept(t *testing.T) {
 		data := bytes.Repeat([]byte("wrong "), 1<<20)
 		d := blob.FromBytes([]byte("right"))
 		for range 2 {
-			k := w.Keep(d, int64(len(data)))
+			k := w.Keep(origin.Ref{}, d, int64(len(data)))
 			if err := errors.Join(passBy(k, data), k.Close()); !errors.Is(err, blob.ErrMismatch) {
 				t.Errorf("other bytes: %v", err)
 			}
 		}
-		if k := w.Keep(d, 5); passBy(k, data) == nil {
+		if k := w.Keep(origin.Ref{}, d, 5); passBy(k, data) == nil {
 			t.Error("more than was told was taken")
 		} else {
 			k.Discard()
 		}
-		if k := w.Keep(d, -1); passBy(k, []byte("rig")) != nil {
+		if k := w.Keep(origin.Ref{}, d, -1); passBy(k, []byte("rig")) != nil {
 			t.Error("a part was not taken")
 		} else {
 			k.Discard()
@@ -100,7 +101,7 @@ func TestWhatDoesNotFitIsNotKept(t *testing.T) {
 		if _, ok := w.store.Get(d); ok || len(told[control.Have](w.sched)) > 0 {
 			t.Error("something was kept")
 		}
-		if k := w.Keep(d, 5); k == nil {
+		if k := w.Keep(origin.Ref{}, d, 5); k == nil {
 			t.Error("the blob cannot be kept any more")
 		} else {
 			k.Discard()

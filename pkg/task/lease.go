@@ -219,6 +219,7 @@ func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header ht
 	if err != nil {
 		return 0, err
 	}
+	t.blob.AddPlace(ref.Place(t.digest), true)
 	line := make(chan *[]byte, readAhead)
 	var g errgroup.Group
 	g.Go(func() error {

@@ -95,8 +95,11 @@ func (a arrival) Put() error {
 
 // arrives has the store take pieces. put is told of each that it has.
 func (t *task) arrives(put func(from identity.Role, i int)) peer.Begin {
-	return func(from identity.Role, i int) peer.Taker {
-		return arrival{t.blob.Arrive(i), func() { put(from, i) }}
+	return func(from peer.Sender, i int) peer.Taker {
+		for _, p := range from.Places {
+			t.blob.AddPlace(p, false)
+		}
+		return arrival{t.blob.Arrive(i), func() { put(from.Role, i) }}
 	}
 }
 

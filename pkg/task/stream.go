@@ -12,7 +12,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
-	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/limit"
 	"github.com/damselfly-p2p/damselfly/pkg/peer"
 	"github.com/damselfly-p2p/damselfly/pkg/store"
@@ -151,7 +150,7 @@ func (s *swarmStream) read(ctx context.Context, h peer.Holder) error {
 	run := blob.Run{First: first, Count: min(streamPieces, s.layout.Pieces()-first)}
 	patient, cancel := limit.WithTimeout(ctx, slowRead+time.Duration(s.layout.Bytes(run)/slowRate)*time.Second, errOverdue)
 	defer cancel()
-	err := s.m.peers.Read(patient, h, s.digest, s.layout, run, func(_ identity.Role, i int) peer.Taker { return &passage{s: s, from: h.ID, i: i} }, nil)
+	err := s.m.peers.Read(patient, h, s.digest, s.layout, run, func(_ peer.Sender, i int) peer.Taker { return &passage{s: s, from: h.ID, i: i} }, nil)
 	if ctx.Err() != nil || errors.Is(err, io.ErrClosedPipe) {
 		return err
 	}

@@ -252,7 +252,7 @@ func (r *resident) ReadSome(ctx context.Context, h peer.Holder, d blob.Digest, l
 			<-ctx.Done()
 			return context.Cause(ctx)
 		}
-		taker := begin(o.role, i)
+		taker := begin(peer.Sender{Role: o.role}, i)
 		for part := range slices.Chunk(p, 100_000) {
 			taker.Add(part)
 		}

@@ -172,7 +172,7 @@ func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.L
 		if s.flip {
 			p[0] ^= 1
 		}
-		taker := begin(identity.RoleNode, i)
+		taker := begin(peer.Sender{Role: identity.RoleNode}, i)
 		for part := range slices.Chunk(p, 64<<10) {
 			pass(s.each)
 			taker.Add(part)

@@ -30,13 +30,14 @@ type Tasks struct {
 
 	mu       sync.Mutex
 	blobs    map[blob.Digest]*Blob
+	places   map[blob.Place]bool
 	requests []proxy.Request
 	open     int
 }
 
 // NewTasks returns Tasks that write sealed blobs below dir.
 func NewTasks(dir string, origin Getter) *Tasks {
-	return &Tasks{dir: dir, origin: origin, blobs: map[blob.Digest]*Blob{}}
+	return &Tasks{dir: dir, origin: origin, blobs: map[blob.Digest]*Blob{}, places: map[blob.Place]bool{}}
 }
 
 // Blob is a blob that is being made whole. Its methods are safe for concurrent
@@ -97,7 +98,9 @@ func (t *Tasks) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 	}
 	t.mu.Unlock()
 	if !held {
-		b.fetch(ctx, t.origin, req)
+		if b.fetch(ctx, t.origin, req) == nil {
+			t.Serves(req.Ref, req.Digest)
+		}
 	}
 	if err := b.known(ctx); err != nil {
 		t.mu.Lock()
@@ -119,18 +122,33 @@ func (t *Tasks) Open(ctx context.Context, req proxy.Request) (proxy.Handle, erro
 	return h, nil
 }
 
+// Served implements proxy.Tasks.
+func (t *Tasks) Served(ref origin.Ref, d blob.Digest) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.places[ref.Place(d)]
+}
+
+// Serves implements proxy.Tasks.
+func (t *Tasks) Serves(ref origin.Ref, d blob.Digest) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.places[ref.Place(d)] = true
+}
+
 // Keep implements proxy.Tasks.
-func (t *Tasks) Keep(d blob.Digest, _ int64) io.WriteCloser {
+func (t *Tasks) Keep(ref origin.Ref, d blob.Digest, _ int64) io.WriteCloser {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, held := t.blobs[d]; held {
 		return nil
 	}
-	return &keeper{tasks: t, digest: d}
+	return &keeper{tasks: t, ref: ref, digest: d}
 }
 
 type keeper struct {
 	tasks  *Tasks
+	ref    origin.Ref
 	digest blob.Digest
 	got    bytes.Buffer
 }
@@ -143,12 +161,13 @@ func (k *keeper) Close() error {
 	if !k.digest.Matches(k.got.Bytes()) {
 		return blob.ErrMismatch
 	}
+	k.tasks.Serves(k.ref, k.digest)
 	k.tasks.Add(k.got.Bytes(), int64(k.got.Len()))
 	return nil
 }
 
 // fetch reads the whole blob at the origin.
-func (b *Blob) fetch(ctx context.Context, from Getter, req proxy.Request) {
+func (b *Blob) fetch(ctx context.Context, from Getter, req proxy.Request) error {
 	data, err := func() ([]byte, error) {
 		resp, err := from.Get(ctx, req.Ref, req.Header)
 		if err != nil {
@@ -172,6 +191,7 @@ func (b *Blob) fetch(ctx context.Context, from Getter, req proxy.Request) {
 			b.have = int64(len(data))
 		}
 	})
+	return err
 }
 
 // known waits until the blob's size is known.
