@@ -3,6 +3,7 @@ module github.com/damselfly-p2p/damselfly
 go 1.26.0
 
 require (
+	github.com/distribution/distribution/v3 v3.1.0
 	github.com/distribution/reference v0.6.0
 	github.com/goccy/go-yaml v1.19.2
 	github.com/gofrs/flock v0.13.0

@@ -151,15 +151,16 @@ func timely(ctx context.Context, err error) error {
 
 func errManifestSize() *apiError {
 	return &apiError{status: http.StatusRequestEntityTooLarge, code: codeSizeInvalid,
-		message: fmt.Sprintf("the manifest is larger than %d bytes, the most that clients accept", maxManifest)}
+		message: fmt.Sprintf("the manifest is larger than %d bytes, the most that are read here", maxManifest)}
 }
 
 // admit remembers what a manifest names: sizes and media types, and that the
 // client may read what the manifest vouches for. It returns the media type, and the one
 // that the manifest itself tells, "" if none.
 func (p *Proxy) admit(q question, body []byte, typ string) (_, own string) {
-	typ, own, kids := parseManifest(body, typ)
-	for _, c := range kids {
+	read := p.read(q.digest, body, typ)
+	typ, own = read.typ, read.own
+	for _, c := range read.children {
 		kid := q.at(c.kind, c.digest)
 		p.learn(kid.place(), info{size: c.size, mediaType: c.mediaType})
 		if c.vouched {
@@ -170,6 +171,39 @@ func (p *Proxy) admit(q question, body []byte, typ string) (_, own string) {
 		typ = typeOctets
 	}
 	return typ, own
+}
+
+// parsed is what parseManifest gives.
+type parsed struct {
+	typ, own string
+	children []child
+}
+
+// parsedKey is a manifest, as a media type.
+type parsedKey struct {
+	digest blob.Digest
+	typ    string
+}
+
+const (
+	// maxParsed is how many manifests are remembered, and maxParsedChildren how many
+	// children one of them may have: together some MiB.
+	maxParsed         = 64
+	maxParsedChildren = 256
+)
+
+// read is parseManifest, once for a manifest that is asked for often.
+func (p *Proxy) read(d blob.Digest, body []byte, typ string) parsed {
+	key := parsedKey{d, typ}
+	if got, ok := p.parsed.get(key); ok {
+		return got
+	}
+	var got parsed
+	got.typ, got.own, got.children = parseManifest(body, typ)
+	if len(got.children) <= maxParsedChildren {
+		p.parsed.put(key, got, nil)
+	}
+	return got
 }
 
 // sendBody sends a manifest whose bytes are proven.

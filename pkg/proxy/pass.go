@@ -66,7 +66,7 @@ func (r reason) advice() string {
 	case whyType:
 		return "an index and the manifest that it names disagree on the media type"
 	case whyLarge:
-		return "a manifest is larger than 4 MiB, the most that registries must take"
+		return "a manifest is larger than 1 MiB, so it is read from the registry each time"
 	case whyRefused:
 		return "the registry refuses reads of this node or its seed that it may grant to the client; look at credentials and rate limits"
 	case whyProtocol:
@@ -258,6 +258,9 @@ func (p *Proxy) fetchManifest(ctx context.Context, t target, q question, own htt
 	}
 	defer resp.Body.Close()
 	p.noteLimits(t.registry, resp.Header)
+	if resp.ContentLength > maxManifest {
+		return passedManifest{large: true}, nil
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
 	switch {
 	case err != nil:

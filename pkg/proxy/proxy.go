@@ -112,7 +112,8 @@ type Proxy struct {
 	unfit    *lru[place, time.Time] // content that does not have its digest, and until when that is believed
 	tags     *lru[tagKey, resolved] // as a GET told
 	heads    *lru[tagKey, headed]
-	last     *lru[tagKey, resolved]  // for when the registry is down
+	last     *lru[tagKey, resolved] // for when the registry is down
+	parsed   *lru[parsedKey, parsed]
 	counting *lru[string, struct{}]  // registries that count GETs
 	headless *lru[string, time.Time] // registries that HEAD tells little of, and until when that is believed
 	passed   *lru[string, struct{}]  // what was told once
@@ -152,7 +153,7 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 		grants: newLRU[grantKey, grant](cfg.GrantEntries), public: newLRU[place, grant](cfg.GrantEntries),
 		infos: newLRU[place, info](cfg.GrantEntries), unfit: newLRU[place, time.Time](maxTags),
 		tags: newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
-		counting: newLRU[string, struct{}](maxPassed), headless: newLRU[string, time.Time](maxPassed), passed: newLRU[string, struct{}](maxPassed),
+		parsed: newLRU[parsedKey, parsed](maxParsed), counting: newLRU[string, struct{}](maxPassed), headless: newLRU[string, time.Time](maxPassed), passed: newLRU[string, struct{}](maxPassed),
 	}
 	_, _ = rand.Read(p.key[:]) // never fails (crypto/rand)
 	if p.cfg.DefaultRegistry, err = origin.ParseRegistry(cfg.DefaultRegistry); err != nil {

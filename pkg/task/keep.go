@@ -45,7 +45,7 @@ func (m *Manager) Keep(ref origin.Ref, d blob.Digest, size int64) *Keeper {
 const (
 	// keepInMemory is how much of a blob is held in memory before it goes to the disk, in
 	// bytes.
-	keepInMemory = 4 << 20
+	keepInMemory = 1 << 20
 	// maxKeepers bounds those that take blobs at a time, and so their memory.
 	maxKeepers = 16
 	// keepUntold is the most that is kept of a blob whose size nobody told, in bytes.
