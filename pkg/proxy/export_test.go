@@ -15,3 +15,12 @@ func (p *Proxy) ForgetTags() {
 	p.tags.drop(func(tagKey) bool { return true })
 	p.heads.drop(func(tagKey) bool { return true })
 }
+
+// Tricks are manifests that name another's digest, which stands in for AnotherDigest.
+func Tricks() []string { return tricks() }
+
+// AnotherDigest and OwnDigest are those that Tricks name.
+const (
+	AnotherDigest = anotherDigest
+	OwnDigest     = ownDigest
+)
