@@ -208,7 +208,7 @@ func (b *Blob) AddPlace(p blob.Place, seen bool) {
 	defer b.mu.Unlock()
 	places, changed := blob.AddPlace(b.places, p, seen)
 	b.places = places
-	b.dirty = b.dirty || changed && b.loaded && !b.sealed
+	b.dirty = b.dirty || changed && b.chain != nil && !b.sealed
 }
 
 // File opens the data of a sealed blob for reading. The descriptor is the

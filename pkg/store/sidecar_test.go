@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
+	"strconv"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -38,6 +40,9 @@ func TestSidecarRoundTrip(t *testing.T) {
 		c := rapid.SampledFrom(contents).Draw(t, "content")
 		m := &store.Sidecar{Layout: c.Layout, Pinned: rapid.Bool().Draw(t, "pinned"), Held: blob.NewBitmap(c.Layout.Pieces()), Chain: blob.NewChain(c.Digest, c.Layout),
 			Shared: rapid.Bool().Draw(t, "shared"), Adopted: rapid.Bool().Draw(t, "adopted")}
+		for i := range rapid.IntRange(0, blob.MaxPlaces).Draw(t, "places") {
+			m.Places = append(m.Places, blob.PlaceOf(c.Digest, strconv.Itoa(i)))
+		}
 		size := c.Digest.LinkSize()
 		for i := 1; i < c.Layout.Pieces(); i++ {
 			if rapid.Bool().Draw(t, "known") {
@@ -55,7 +60,7 @@ func TestSidecarRoundTrip(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Sealed != m.Sealed || got.Pinned != m.Pinned || got.Shared != m.Shared || got.Adopted != m.Adopted || got.Layout != m.Layout || !bytes.Equal(got.Encode(c.Digest), data) {
+		if got.Sealed != m.Sealed || got.Pinned != m.Pinned || got.Shared != m.Shared || got.Adopted != m.Adopted || got.Layout != m.Layout || !slices.Equal(got.Places, m.Places) || !bytes.Equal(got.Encode(c.Digest), data) {
 			t.Fatalf("decoded %+v", got)
 		}
 		for i := range c.Layout.Pieces() {

@@ -156,6 +156,8 @@ type swarm struct {
 	each  time.Duration // that 64 KiB take
 	asked time.Duration // before the first of them
 	hang  bool          // sends nothing
+
+	places []blob.Place
 }
 
 func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.Layout, run blob.Run, begin peer.Begin, progress func(int)) error {
@@ -172,7 +174,7 @@ func (s *swarm) Read(ctx context.Context, _ peer.Holder, d blob.Digest, l blob.L
 		if s.flip {
 			p[0] ^= 1
 		}
-		taker := begin(peer.Sender{Role: identity.RoleNode}, i)
+		taker := begin(peer.Sender{Role: identity.RoleNode, Places: s.places}, i)
 		for part := range slices.Chunk(p, 64<<10) {
 			pass(s.each)
 			taker.Add(part)
