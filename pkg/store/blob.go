@@ -52,7 +52,7 @@ type Blob struct {
 	sealed   bool
 	frozen   bool         // the data may be a file of a runtime: nobody writes to it
 	adopted  bool         // it came from a runtime alone, and leaves with it
-	changed  time.Time    // of the file, when it was sealed; zero when that is not known
+	stamp    stamp        // of the file, when it was sealed
 	places   []blob.Place // where an origin has served it
 	gen      uint64       // counts losses: what was proven or held before one may not be after it
 	resets   uint64       // counts Resets

@@ -146,7 +146,7 @@ func (s *Store) adopt(f *found) (*Blob, error) {
 	}
 	b.sealed, b.synced, b.found, b.loaded = sealed, sealed, sealed, sealed
 	b.inPart = !sealed // nothing says that its room was set aside
-	b.changed = info.ModTime()
+	b.stamp = stampOf(info)
 	b.places = h.places
 	b.frozen = h.shared && b.named
 	b.adopted, b.free = h.adopted && b.frozen, b.frozen

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -268,7 +267,7 @@ func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool) error {
 		b.mu.Unlock()
 		return fmt.Errorf("the blob has just lost a piece: %w", ErrInUse)
 	}
-	b.frozen, b.changed = true, time.Time{}
+	b.frozen, b.stamp = true, stamp{}
 	h := header{digest: b.digest, layout: b.layout, sealed: true, pinned: b.pinned, shared: true, adopted: b.adopted, places: b.places}
 	b.mu.Unlock()
 	data := (&sidecar{header: h, chain: chain}).encode()
@@ -293,7 +292,7 @@ func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool) error {
 	info, err := v.stat(b.wholePath())
 	b.mu.Lock()
 	if err == nil {
-		b.changed = info.ModTime()
+		b.stamp = stampOf(info)
 	}
 	b.sealed, b.loaded, b.dirty = true, true, false
 	b.held, b.claims = nil, nil
