@@ -182,6 +182,41 @@ func TestGrantsEnd(t *testing.T) {
 	})
 }
 
+// What manifests name is open no longer than the first of them, whatever is asked for
+// meanwhile: a credential that the origin has taken back reads for one GrantTTL.
+func TestChildrenEndWithTheirManifest(t *testing.T) {
+	g := newRegistry()
+	im := g.push("app/img", "v1", noise(100))
+	g.readers["app/img"] = []string{"Bearer bob"}
+	fakeClock(t, g, func(get func(path, authorization string) int) {
+		index, manifest := "/v2/app/img/manifests/"+im.indexDigest(), "/v2/app/img/manifests/"+im.manifestDigest()
+		config, layer := "/v2/app/img/blobs/"+im.configDigest(), "/v2/app/img/blobs/"+im.layerDigest()
+		if s := get("/v2/app/img/manifests/v1", "Bearer bob"); s != 200 {
+			t.Fatal(s)
+		}
+		for _, path := range []string{index, manifest, config, layer} {
+			if s := get(path, "Bearer bob"); s != 200 {
+				t.Fatal(path, s)
+			}
+		}
+		g.readers["app/img"] = []string{"nobody"}
+		for range 4 { // up to 4:56
+			time.Sleep(74 * time.Second)
+			for _, path := range []string{index, manifest, config, layer} {
+				if s := get(path, "Bearer bob"); s != 200 {
+					t.Errorf("%s before its time: %d", path, s)
+				}
+			}
+		}
+		time.Sleep(5 * time.Second)
+		for _, path := range []string{layer, config, manifest, index, "/v2/app/img/manifests/v1"} {
+			if s := get(path, "Bearer bob"); s != 401 {
+				t.Errorf("%s after the time of the permission: %d", path, s)
+			}
+		}
+	})
+}
+
 func TestGrantEndsWithItsToken(t *testing.T) {
 	g := newRegistry()
 	im := g.push("app/img", "v1", noise(100))

@@ -74,4 +74,3 @@ func (f *flipped) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
-

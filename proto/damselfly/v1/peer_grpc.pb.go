@@ -34,7 +34,9 @@ type PeerClient interface {
 	// Read sends the pieces of a run in order, each in one or more chunks; or some of
 	// those that the caller lacks, as the holder chooses. A node over its limit
 	// answers RESOURCE_EXHAUSTED at once; a piece that it does not hold ends the
-	// stream with NOT_FOUND after those before it.
+	// stream with NOT_FOUND after those before it. The header "damselfly-places-bin" of
+	// the answer names where an origin has served the blob: 16 bytes each, a hash of
+	// digest, kind, registry and repository.
 	Read(ctx context.Context, in *ReadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Chunk], error)
 	// Holdings says which pieces of a blob this node can serve, its links, and who
 	// else is after the blob: what nodes go by while no scheduler answers. A node that
@@ -104,7 +106,9 @@ type PeerServer interface {
 	// Read sends the pieces of a run in order, each in one or more chunks; or some of
 	// those that the caller lacks, as the holder chooses. A node over its limit
 	// answers RESOURCE_EXHAUSTED at once; a piece that it does not hold ends the
-	// stream with NOT_FOUND after those before it.
+	// stream with NOT_FOUND after those before it. The header "damselfly-places-bin" of
+	// the answer names where an origin has served the blob: 16 bytes each, a hash of
+	// digest, kind, registry and repository.
 	Read(*ReadRequest, grpc.ServerStreamingServer[Chunk]) error
 	// Holdings says which pieces of a blob this node can serve, its links, and who
 	// else is after the blob: what nodes go by while no scheduler answers. A node that
