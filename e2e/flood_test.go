@@ -80,7 +80,9 @@ func TestHostileManifests(t *testing.T) {
 		}
 	})
 	for n := range manifests {
-		flood.Go(func() error { return fetch(t.Context(), node, fmt.Sprintf("/v2/eve/own/manifests/v%d", n), int64(len(hostile(n)))) })
+		flood.Go(func() error {
+			return fetch(t.Context(), node, fmt.Sprintf("/v2/eve/own/manifests/v%d", n), int64(len(hostile(n))))
+		})
 	}
 	must(t, flood.Wait())
 	close(over)
