@@ -103,9 +103,9 @@ func run(ctx context.Context, cfg Config, ca *identity.CA, id *identity.Identity
 	if err != nil {
 		return err
 	}
-	schedulers := make(chan []server.Scheduler)
+	schedulers, denials := make(chan []server.Scheduler), make(chan []identity.Statement)
 	brain, err := server.New(server.Config{
-		Caller: callers(ca, log), Trace: trace, Release: config.ReadBuild().Version, Schedulers: schedulers,
+		Caller: callers(ca, log), Trace: trace, Release: config.ReadBuild().Version, Schedulers: schedulers, Denials: denials,
 	}, log.Named("server"), reg)
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func run(ctx context.Context, cfg Config, ca *identity.CA, id *identity.Identity
 		g.Go(func() error { return all.Run(ctx) })
 		g.Go(func() error { return tellSchedulers(ctx, all, schedulers) })
 	}
-	g.Go(func() error { return shutOut(ctx, ca, id, log) })
+	g.Go(func() error { return shutOut(ctx, ca, id, denials, log) })
 	g.Go(func() error { return ops.Run(ctx) })
 	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return brain.Run(ctx) })

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"strconv"
 	"time"
 
@@ -253,9 +254,10 @@ const (
 	settled = 2 * time.Second
 )
 
-// shutOut ends the streams of nodes that are denied while they attend, until ctx ends.
-// Who comes back is refused, see callers.
-func shutOut(ctx context.Context, ca *identity.CA, id *identity.Identity, log *zap.Logger) error {
+// shutOut ends the streams of nodes that are denied while they attend, until ctx ends, and
+// gives on what is kept of denied nodes whenever that changes. Who comes back is refused,
+// see callers.
+func shutOut(ctx context.Context, ca *identity.CA, id *identity.Identity, tell chan<- []identity.Statement, log *zap.Logger) error {
 	tick := time.NewTicker(shutOutEvery)
 	defer tick.Stop()
 	var seen time.Time
@@ -269,9 +271,9 @@ func shutOut(ctx context.Context, ca *identity.CA, id *identity.Identity, log *z
 		if err == nil && changed.Equal(seen) {
 			continue
 		}
-		var denied []string
+		var kept []identity.Statement
 		if err == nil {
-			denied, err = ca.DeniedIDs()
+			kept, err = ca.Statements()
 		}
 		if err != nil {
 			log.Error("the list of denied nodes cannot be read; those who attend already stay", zap.Error(err))
@@ -281,9 +283,14 @@ func shutOut(ctx context.Context, ca *identity.CA, id *identity.Identity, log *z
 			seen = changed
 		}
 		n := id.Disconnect(func(peer string) bool {
-			_, found := slices.BinarySearch(denied, peer)
-			return found
+			at, found := slices.BinarySearchFunc(kept, peer, func(s identity.Statement, id string) int { return strings.Compare(s.ID, id) })
+			return found && kept[at].Denied
 		})
+		select {
+		case tell <- kept:
+		case <-ctx.Done():
+			return nil
+		}
 		if n > 0 {
 			log.Warn("ended the connections of denied nodes", zap.Int("connections", n))
 		}

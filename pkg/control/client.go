@@ -36,6 +36,7 @@ type client struct {
 	log     *zap.Logger
 	wake    chan struct{}
 	waiting func() bool
+	denials Denials // may be nil
 
 	mu       sync.Mutex
 	joined   bool
@@ -54,8 +55,8 @@ type client struct {
 	trip     time.Duration // smoothed control round trip; 0 while unknown
 }
 
-func newClient(attend *damselflyv1.Attend, waiting func() bool, log *zap.Logger) *client {
-	return &client{attend: attend, waiting: waiting, log: log, wake: make(chan struct{}, 1)}
+func newClient(cfg Config, log *zap.Logger) *client {
+	return &client{attend: cfg.Attend, waiting: cfg.Waiting, denials: cfg.Denials, log: log, wake: make(chan struct{}, 1)}
 }
 
 // once attends over one stream until that ends, and says why it did.
@@ -67,7 +68,12 @@ func (c *client) once(ctx context.Context, dial Conn, l listener) error {
 	if err != nil {
 		return fmt.Errorf("attending: %w", err)
 	}
-	if err := st.Send(message(&damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Attend{Attend: c.attend}})); err != nil {
+	attend := c.attend
+	if c.denials != nil {
+		attend = proto.CloneOf(attend)
+		attend.Denials = c.denials.Heard()
+	}
+	if err := st.Send(message(&damselflyv1.NodeEvent{Event: &damselflyv1.NodeEvent_Attend{Attend: attend}})); err != nil {
 		return fmt.Errorf("attending: %w", err)
 	}
 	// Ended by cancel: a stream that is stuck must not keep the watch waiting.

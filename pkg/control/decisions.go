@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
 
@@ -79,6 +80,9 @@ type Lost struct{ Concerns func(blob.Digest) bool }
 // does not leave this package.
 type schedulers struct{ members, seeds []Holder }
 
+// denials says which nodes are denied. It does not leave this package either.
+type denials struct{ statements []identity.Statement }
+
 // maxSchedulers bounds the set that a node follows: a stream to each. maxSeeds bounds
 // those that it is told of.
 const (
@@ -114,6 +118,11 @@ func decode(d *damselflyv1.Decision) ([]Decision, error) {
 		})
 	case *damselflyv1.Decision_Schedulers:
 		return decodeSchedulers(d.Schedulers)
+	case *damselflyv1.Decision_Denials:
+		if n := len(d.Denials.GetStatements()); n > identity.MaxStatements {
+			return nil, fmt.Errorf("%d statements of denied nodes, at most %d are kept", n, identity.MaxStatements)
+		}
+		return []Decision{denials{identity.StatementsOf(d.Denials.GetStatements())}}, nil
 	}
 	return nil, nil
 }

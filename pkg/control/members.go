@@ -163,7 +163,7 @@ func (s *Set) start(ctx context.Context, to Holder, try bool) *member {
 	ctx, stop := context.WithCancel(ctx)
 	m := &member{
 		Holder: to, stop: stop, done: make(chan struct{}), first: make(chan struct{}),
-		client: newClient(s.cfg.Attend, s.cfg.Waiting, s.log),
+		client: newClient(s.cfg, s.log),
 	}
 	go func() {
 		defer close(m.done)

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	"github.com/damselfly-p2p/damselfly/pkg/ring"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 )
@@ -31,12 +32,22 @@ type Config struct {
 	// Learned hears what schedulers have told whenever that has changed; nil: nobody
 	// does. It must not block.
 	Learned func(Known)
+	// Denials keeps what schedulers say of denied nodes; nil: nobody does.
+	Denials Denials
 }
 
 // Known is who a node has been told of.
 type Known struct {
 	Schedulers []Holder
 	Seeds      []Holder
+}
+
+// Denials is who knows which nodes are denied. It must not block.
+type Denials interface {
+	// Heard is the hash of what is known, as in Attend.
+	Heard() []byte
+	// Hear takes in what a scheduler says.
+	Hear([]identity.Statement)
 }
 
 // Set is all schedulers of the cluster as one: a stream to each, the events of a
@@ -282,6 +293,10 @@ func (s *Set) handle(m *member, d Decision) {
 		m.spoken, m.word, s.seeds = true, d.members, d.seeds
 		s.mu.Unlock()
 		poke(s.changed)
+	case denials:
+		if s.cfg.Denials != nil {
+			s.cfg.Denials.Hear(d.statements)
+		}
 	case Lease:
 		s.leased(m, d)
 	case Cancel:

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -78,9 +77,7 @@ func (s *server) authority() (*damselflyv1.Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, one := range statements {
-		answer.Statements = append(answer.Statements, &damselflyv1.Statement{Node: one.ID, Denied: one.Denied, At: one.At.UnixNano()})
-	}
+	answer.Statements = WireStatements(statements)
 	answer.Key, err = x509.MarshalPKCS8PrivateKey(s.ca.key)
 	return answer, err
 }
@@ -210,11 +207,7 @@ func keepAuthority(dir string, t Token, answer *damselflyv1.Authority) error {
 	if slices.ContainsFunc(left, func(c *x509.Certificate) bool { return !t.pins(c) }) {
 		return fmt.Errorf("%w: the directory holds the certificate of another CA without its key: name an empty directory, or restore the key and leave the token out", ErrWrongCluster)
 	}
-	var said []Statement
-	for _, s := range answer.GetStatements() {
-		said = append(said, Statement{ID: s.GetNode(), Denied: s.GetDenied(), At: time.Unix(0, s.GetAt()).UTC()})
-	}
-	if _, err := (&CA{dir: dir}).Accept(said); err != nil {
+	if _, err := (&CA{dir: dir}).Accept(StatementsOf(answer.GetStatements())); err != nil {
 		return err
 	}
 	if len(roots) > 1 {

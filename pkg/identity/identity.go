@@ -69,6 +69,7 @@ type Identity struct {
 	current atomic.Pointer[credential]
 
 	connections connections
+	denials     *denials
 }
 
 // issuer gets certificates: over the network for those who joined, straight from
@@ -92,7 +93,9 @@ type credential struct {
 // newIdentity makes an identity with its first credential, and registers its
 // metrics; what can fail for reasons outside comes before it.
 func newIdentity(key Key, dir string, first *credential, from issuer, o Options) (*Identity, error) {
-	id := &Identity{key: key, dir: dir, log: o.log(), refused: newRefusedLog(o.log()), issuer: from}
+	id := &Identity{
+		key: key, dir: dir, log: o.log(), refused: newRefusedLog(o.log()), issuer: from, denials: loadDenials(dir, o.log()),
+	}
 	id.current.Store(first)
 	var err error
 	if id.metrics, err = newMetrics(o.Registerer, id.NotAfter); err != nil {

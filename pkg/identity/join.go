@@ -137,7 +137,7 @@ func (r *remoteIssuer) renew(ctx context.Context, key Key, present *credential) 
 		}
 		return r.join(ctx, key, present.peer.Role)
 	}
-	conn, err := r.dial(credentials.NewTLS(clientTLS(func() *credential { return present }, nil, Expect{Roles: []Role{RoleScheduler}})))
+	conn, err := r.dial(credentials.NewTLS(clientTLS(func() *credential { return present }, nil, nil, Expect{Roles: []Role{RoleScheduler}})))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -30,8 +31,11 @@ const (
 // present one authenticates, until ctx ends; then it returns nil. What fails is
 // logged and tried again after a growing, jittered pause of at most ten minutes.
 // An identity that joined with a token and lost its certificate to a long outage
-// joins again with it. Run must not run twice at once.
+// joins again with it. It also keeps what Hear took in. Run must not run twice at once.
 func (id *Identity) Run(ctx context.Context) error {
+	var keeper sync.WaitGroup
+	defer keeper.Wait()
+	keeper.Go(func() { id.keepHeard(ctx) })
 	for {
 		if !id.sleepUntilDue(ctx) {
 			return nil

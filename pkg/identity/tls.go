@@ -45,10 +45,10 @@ func (id *Identity) ServerTLS() *tls.Config {
 // certificate and connects only to whom expect says. Host names are not checked:
 // the certificate names a key, not an address. Otherwise it is as ServerTLS.
 func (id *Identity) ClientTLS(expect Expect) *tls.Config {
-	return clientTLS(id.current.Load, id.metrics, expect)
+	return clientTLS(id.current.Load, id.metrics, id.denials, expect)
 }
 
-func clientTLS(present func() *credential, m *metrics, expect Expect) *tls.Config {
+func clientTLS(present func() *credential, m *metrics, denials *denials, expect Expect) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{"h2"},
@@ -64,6 +64,9 @@ func clientTLS(present func() *credential, m *metrics, expect Expect) *tls.Confi
 			if err == nil {
 				err = expect.check(p)
 			}
+			if err == nil {
+				err = denials.check(p)
+			}
 			m.refusedConnection(err)
 			return err
 		},
@@ -76,7 +79,10 @@ func (id *Identity) verifyClient(state tls.ConnectionState, remote net.Addr) err
 	if len(state.PeerCertificates) == 0 {
 		return nil
 	}
-	_, err := verifyChain(state.PeerCertificates, id.current.Load().roots, x509.ExtKeyUsageClientAuth, time.Now())
+	p, err := verifyChain(state.PeerCertificates, id.current.Load().roots, x509.ExtKeyUsageClientAuth, time.Now())
+	if err == nil {
+		err = id.denials.check(p)
+	}
 	if err != nil {
 		id.metrics.refusedConnection(err)
 		id.refused.log(remote, err)
@@ -111,7 +117,7 @@ func (l *refusedLog) log(remote net.Addr, err error) {
 // without a certificate, which anybody can open, are few from one address, end after
 // half a minute, and carry no more than a join takes.
 func (id *Identity) ServerCredentials() credentials.TransportCredentials {
-	return &expiring{credentials.NewTLS(id.ServerTLS()), &id.connections}
+	return &expiring{credentials.NewTLS(id.ServerTLS()), &id.connections, id.denials}
 }
 
 // ClientCredentials are the transport credentials of a gRPC client: ClientTLS.
@@ -123,6 +129,7 @@ func (id *Identity) ClientCredentials(expect Expect) credentials.TransportCreden
 type expiring struct {
 	credentials.TransportCredentials
 	connections *connections
+	denials     *denials
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -144,10 +151,14 @@ func (e *expiring) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if err := e.connections.add(c, left); err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
+	// Who was denied since the handshake looked may have been missed by Disconnect.
+	if c.peer != "" && e.denials.denied(c.peer) {
+		return nil, nil, errors.Join(errDenied, c.Close())
+	}
 	return c, auth, nil
 }
 
 // Clone implements credentials.TransportCredentials.
 func (e *expiring) Clone() credentials.TransportCredentials {
-	return &expiring{e.TransportCredentials.Clone(), e.connections}
+	return &expiring{e.TransportCredentials.Clone(), e.connections, e.denials}
 }

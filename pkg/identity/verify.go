@@ -31,6 +31,7 @@ const (
 	reasonRole        = "role"
 	reasonID          = "peer_id"
 	reasonMissing     = "missing"
+	reasonDenied      = "denied"
 )
 
 // refusal is why a certificate was not accepted.

@@ -203,6 +203,7 @@ func (m *member) run(ctx context.Context) error {
 	keep := newKeeper(m.cfg.DataDir, m.log)
 	set := control.New(control.Config{
 		Schedulers: m.cfg.Scheduler, Attend: attend, Waiting: m.tasks.Waiting, Remembered: remembered, Learned: keep.learned,
+		Denials: id,
 	}, connector{id}, m.log.Named("control"))
 	m.link.joined.Store(&joined{self: peer.Holder{ID: id.ID(), Address: address}, control: set, peers: peers})
 

@@ -67,6 +67,8 @@ func (s *Server) wait(ctx context.Context, timer *time.Timer) error {
 	case <-timer.C:
 	case set, ok := <-s.members:
 		s.gotMembers(set, ok)
+	case all, ok := <-s.denials.news:
+		s.gotDenials(all, ok)
 	}
 	s.slept(max(now, s.wake), overslept)
 	return nil
@@ -199,6 +201,7 @@ func (s *Server) attend(e envelope, now time.Duration) {
 	if s.told != nil {
 		s.tell(a, item{wire: s.told})
 	}
+	s.tellDenials(a)
 	s.apply(e.attend)
 	s.assign()
 	s.log.Info("a node attends", zap.String("node", node), zap.Bool("seed", e.attend.Seed), zap.String("address", e.attend.Address))

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
+	"github.com/damselfly-p2p/damselfly/pkg/identity"
 	damselflyv1 "github.com/damselfly-p2p/damselfly/proto/damselfly/v1"
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
@@ -69,6 +70,10 @@ type Config struct {
 	// time that it changes. Nodes are told the last one, when they attend and when it
 	// comes. nil, or nothing in it: this one is alone and nobody is told.
 	Schedulers <-chan []Scheduler
+	// Denials gives what is kept of denied nodes, sorted by ID, each time that it changes.
+	// Nodes are told when they attend, unless they know it all, and then what is new. nil:
+	// nobody is told.
+	Denials <-chan []identity.Statement
 	// Release is what nodes are told that they attend.
 	Release string
 }
@@ -103,6 +108,7 @@ type Server struct {
 	set       []Scheduler           // the last that came
 	told      *damselflyv1.Decision // who the schedulers and the seeds are; nil: this one alone, and none
 	retell    bool                  // that has changed
+	denials   denials
 	trace     *tracer
 	admission admission
 	rivals    map[string]*rivalry // by node
@@ -137,7 +143,7 @@ func New(cfg Config, log *zap.Logger, reg prometheus.Registerer) (*Server, error
 	s := &Server{
 		cfg: cfg, log: log, epoch: time.Now(), inbox: newInbox(),
 		newState: func(seed uint64) mind { return core.New(cfg.Core, seed) },
-		streams:  map[string]*attendance{}, members: cfg.Schedulers,
+		streams:  map[string]*attendance{}, members: cfg.Schedulers, denials: denials{news: cfg.Denials},
 		rivals: map[string]*rivalry{}, roster: roster{nodes: map[string]entry{}},
 	}
 	s.state = s.newState(cfg.Seed)
@@ -170,7 +176,7 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	st := newStream(id, &s.senders, g.Send)
-	st.hello, st.address = hello{said.GetHost(), said.GetRelease()}, attend.Address
+	st.hello, st.address, st.denials = hello{said.GetHost(), said.GetRelease()}, attend.Address, string(said.GetDenials())
 	if p, ok := peer.FromContext(g.Context()); ok {
 		st.remote = hostOf(p.Addr)
 	}

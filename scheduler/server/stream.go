@@ -35,6 +35,7 @@ type stream struct {
 	hello   hello
 	address string // of its Peer service
 	remote  string // the host that its connection comes from
+	denials string // hash of what it knew of denied nodes when it came
 	send    func(*damselflyv1.SchedulerMessage) error
 	senders *senders
 	ended   chan struct{} // closed by end

@@ -70,7 +70,7 @@ func (x Origin_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Origin_Kind.Descriptor instead.
 func (Origin_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{9, 0}
 }
 
 // Who waits. Unknown values count as background.
@@ -123,7 +123,7 @@ func (x Want_Priority) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Want_Priority.Descriptor instead.
 func (Want_Priority) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{11, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type Failed_Reason int32
@@ -198,7 +198,7 @@ func (x Failed_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Failed_Reason.Descriptor instead.
 func (Failed_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18, 0}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type NodesRequest struct {
@@ -716,6 +716,7 @@ type Decision struct {
 	//	*Decision_Refuse
 	//	*Decision_Pong
 	//	*Decision_Schedulers
+	//	*Decision_Denials
 	Decision      isDecision_Decision `protobuf_oneof:"decision"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -839,6 +840,15 @@ func (x *Decision) GetSchedulers() *Schedulers {
 	return nil
 }
 
+func (x *Decision) GetDenials() *Denials {
+	if x != nil {
+		if x, ok := x.Decision.(*Decision_Denials); ok {
+			return x.Denials
+		}
+	}
+	return nil
+}
+
 type isDecision_Decision interface {
 	isDecision_Decision()
 }
@@ -879,6 +889,10 @@ type Decision_Schedulers struct {
 	Schedulers *Schedulers `protobuf:"bytes,9,opt,name=schedulers,proto3,oneof"`
 }
 
+type Decision_Denials struct {
+	Denials *Denials `protobuf:"bytes,10,opt,name=denials,proto3,oneof"`
+}
+
 func (*Decision_Welcome) isDecision_Decision() {}
 
 func (*Decision_Lease) isDecision_Decision() {}
@@ -897,6 +911,54 @@ func (*Decision_Pong) isDecision_Decision() {}
 
 func (*Decision_Schedulers) isDecision_Decision() {}
 
+func (*Decision_Denials) isDecision_Decision() {}
+
+// Denials says which nodes are denied, or allowed again. Whoever hears of a denied node
+// ends its connections and accepts none.
+type Denials struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Statements    []*Statement           `protobuf:"bytes,1,rep,name=statements,proto3" json:"statements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Denials) Reset() {
+	*x = Denials{}
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Denials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Denials) ProtoMessage() {}
+
+func (x *Denials) ProtoReflect() protoreflect.Message {
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Denials.ProtoReflect.Descriptor instead.
+func (*Denials) Descriptor() ([]byte, []int) {
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Denials) GetStatements() []*Statement {
+	if x != nil {
+		return x.Statements
+	}
+	return nil
+}
+
 // Run is count consecutive pieces of a blob, starting at first.
 type Run struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -908,7 +970,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +982,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[7]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +995,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{7}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Run) GetFirst() uint32 {
@@ -971,7 +1033,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1045,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[8]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1058,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{8}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Origin) GetKind() Origin_Kind {
@@ -1047,7 +1109,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1121,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[9]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1134,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{9}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Holder) GetNode() string {
@@ -1104,14 +1166,18 @@ type Attend struct {
 	// Release of the node's program, for logs.
 	Release string `protobuf:"bytes,8,opt,name=release,proto3" json:"release,omitempty"`
 	// Name of the node's machine, for people.
-	Host          string `protobuf:"bytes,9,opt,name=host,proto3" json:"host,omitempty"`
+	Host string `protobuf:"bytes,9,opt,name=host,proto3" json:"host,omitempty"`
+	// Hash of the statements that the node keeps: SHA-256 over a line for each, by node,
+	// "<node> <true if denied, else false> <at>". Empty: it keeps none. A scheduler tells
+	// all that it keeps where the hash is another.
+	Denials       []byte `protobuf:"bytes,10,opt,name=denials,proto3" json:"denials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attend) Reset() {
 	*x = Attend{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1189,7 @@ func (x *Attend) String() string {
 func (*Attend) ProtoMessage() {}
 
 func (x *Attend) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[10]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1202,7 @@ func (x *Attend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attend.ProtoReflect.Descriptor instead.
 func (*Attend) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{10}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Attend) GetProtocol() uint32 {
@@ -1202,6 +1268,13 @@ func (x *Attend) GetHost() string {
 	return ""
 }
 
+func (x *Attend) GetDenials() []byte {
+	if x != nil {
+		return x.Denials
+	}
+	return nil
+}
+
 // Want says that a client of this node waits for pieces of a blob. A second
 // Want for the same blob replaces the first.
 type Want struct {
@@ -1220,7 +1293,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1305,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[11]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1318,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{11}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Want) GetDigest() string {
@@ -1300,7 +1373,7 @@ type Unwant struct {
 
 func (x *Unwant) Reset() {
 	*x = Unwant{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1385,7 @@ func (x *Unwant) String() string {
 func (*Unwant) ProtoMessage() {}
 
 func (x *Unwant) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[12]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1398,7 @@ func (x *Unwant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unwant.ProtoReflect.Descriptor instead.
 func (*Unwant) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{12}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Unwant) GetDigest() string {
@@ -1354,7 +1427,7 @@ type Have struct {
 
 func (x *Have) Reset() {
 	*x = Have{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1439,7 @@ func (x *Have) String() string {
 func (*Have) ProtoMessage() {}
 
 func (x *Have) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[13]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1452,7 @@ func (x *Have) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Have.ProtoReflect.Descriptor instead.
 func (*Have) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{13}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Have) GetDigest() string {
@@ -1434,7 +1507,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1519,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[14]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1532,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{14}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Drop) GetDigest() string {
@@ -1481,7 +1554,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1566,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[15]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1579,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{15}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Done) GetLease() uint64 {
@@ -1541,7 +1614,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1626,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[16]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1639,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{16}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ending) GetLease() uint64 {
@@ -1589,7 +1662,7 @@ type Slots struct {
 
 func (x *Slots) Reset() {
 	*x = Slots{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1601,7 +1674,7 @@ func (x *Slots) String() string {
 func (*Slots) ProtoMessage() {}
 
 func (x *Slots) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[17]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1614,7 +1687,7 @@ func (x *Slots) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slots.ProtoReflect.Descriptor instead.
 func (*Slots) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{17}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Slots) GetUpload() uint32 {
@@ -1646,7 +1719,7 @@ type Failed struct {
 
 func (x *Failed) Reset() {
 	*x = Failed{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1731,7 @@ func (x *Failed) String() string {
 func (*Failed) ProtoMessage() {}
 
 func (x *Failed) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[18]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1744,7 @@ func (x *Failed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failed.ProtoReflect.Descriptor instead.
 func (*Failed) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{18}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Failed) GetLease() uint64 {
@@ -1713,7 +1786,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1798,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[19]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1811,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{19}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Ping) GetNumber() uint64 {
@@ -1759,7 +1832,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1844,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[20]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1857,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{20}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Welcome) GetProtocol() uint32 {
@@ -1827,7 +1900,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +1912,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[21]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +1925,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{21}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Lease) GetId() uint64 {
@@ -1935,7 +2008,7 @@ type Cancel struct {
 
 func (x *Cancel) Reset() {
 	*x = Cancel{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2020,7 @@ func (x *Cancel) String() string {
 func (*Cancel) ProtoMessage() {}
 
 func (x *Cancel) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[22]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2033,7 @@ func (x *Cancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cancel.ProtoReflect.Descriptor instead.
 func (*Cancel) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{22}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Cancel) GetLeases() []uint64 {
@@ -1981,7 +2054,7 @@ type Queued struct {
 
 func (x *Queued) Reset() {
 	*x = Queued{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1993,7 +2066,7 @@ func (x *Queued) String() string {
 func (*Queued) ProtoMessage() {}
 
 func (x *Queued) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[23]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2006,7 +2079,7 @@ func (x *Queued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Queued.ProtoReflect.Descriptor instead.
 func (*Queued) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{23}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Queued) GetDigest() string {
@@ -2027,7 +2100,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2112,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[24]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2125,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{24}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Revoke) GetDigest() string {
@@ -2072,7 +2145,7 @@ type Tell struct {
 
 func (x *Tell) Reset() {
 	*x = Tell{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2157,7 @@ func (x *Tell) String() string {
 func (*Tell) ProtoMessage() {}
 
 func (x *Tell) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[25]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2170,7 @@ func (x *Tell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tell.ProtoReflect.Descriptor instead.
 func (*Tell) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{25}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Tell) GetDigest() string {
@@ -2122,7 +2195,7 @@ type Refuse struct {
 
 func (x *Refuse) Reset() {
 	*x = Refuse{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[26]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2207,7 @@ func (x *Refuse) String() string {
 func (*Refuse) ProtoMessage() {}
 
 func (x *Refuse) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[26]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2220,7 @@ func (x *Refuse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refuse.ProtoReflect.Descriptor instead.
 func (*Refuse) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{26}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Refuse) GetDigest() string {
@@ -2187,7 +2260,7 @@ type Schedulers struct {
 
 func (x *Schedulers) Reset() {
 	*x = Schedulers{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[27]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2272,7 @@ func (x *Schedulers) String() string {
 func (*Schedulers) ProtoMessage() {}
 
 func (x *Schedulers) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[27]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2285,7 @@ func (x *Schedulers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schedulers.ProtoReflect.Descriptor instead.
 func (*Schedulers) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{27}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Schedulers) GetMembers() []*Holder {
@@ -2238,7 +2311,7 @@ type Pong struct {
 
 func (x *Pong) Reset() {
 	*x = Pong{}
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[28]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2323,7 @@ func (x *Pong) String() string {
 func (*Pong) ProtoMessage() {}
 
 func (x *Pong) ProtoReflect() protoreflect.Message {
-	mi := &file_damselfly_v1_scheduler_proto_msgTypes[28]
+	mi := &file_damselfly_v1_scheduler_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2336,7 @@ func (x *Pong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pong.ProtoReflect.Descriptor instead.
 func (*Pong) Descriptor() ([]byte, []int) {
-	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{28}
+	return file_damselfly_v1_scheduler_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pong) GetNumber() uint64 {
@@ -2277,7 +2350,7 @@ var File_damselfly_v1_scheduler_proto protoreflect.FileDescriptor
 
 const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\n" +
-	"\x1cdamselfly/v1/scheduler.proto\x12\fdamselfly.v1\"\x0e\n" +
+	"\x1cdamselfly/v1/scheduler.proto\x12\fdamselfly.v1\x1a\x1bdamselfly/v1/identity.proto\"\x0e\n" +
 	"\fNodesRequest\"=\n" +
 	"\rNodesResponse\x12,\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x16.damselfly.v1.NodeInfoR\x05nodes\"\x88\x02\n" +
@@ -2309,7 +2382,7 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	" \x01(\v2\x13.damselfly.v1.SlotsH\x00R\x05slotsB\a\n" +
 	"\x05event\"H\n" +
 	"\x10SchedulerMessage\x124\n" +
-	"\tdecisions\x18\x01 \x03(\v2\x16.damselfly.v1.DecisionR\tdecisions\"\xc6\x03\n" +
+	"\tdecisions\x18\x01 \x03(\v2\x16.damselfly.v1.DecisionR\tdecisions\"\xf9\x03\n" +
 	"\bDecision\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.damselfly.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x05lease\x18\x02 \x01(\v2\x13.damselfly.v1.LeaseH\x00R\x05lease\x12.\n" +
@@ -2321,9 +2394,15 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x04pong\x18\b \x01(\v2\x12.damselfly.v1.PongH\x00R\x04pong\x12:\n" +
 	"\n" +
 	"schedulers\x18\t \x01(\v2\x18.damselfly.v1.SchedulersH\x00R\n" +
-	"schedulersB\n" +
+	"schedulers\x121\n" +
+	"\adenials\x18\n" +
+	" \x01(\v2\x15.damselfly.v1.DenialsH\x00R\adenialsB\n" +
 	"\n" +
-	"\bdecision\"1\n" +
+	"\bdecision\"B\n" +
+	"\aDenials\x127\n" +
+	"\n" +
+	"statements\x18\x01 \x03(\v2\x17.damselfly.v1.StatementR\n" +
+	"statements\"1\n" +
 	"\x03Run\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\"\xed\x01\n" +
@@ -2342,7 +2421,7 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\bKIND_URL\x10\x03\"6\n" +
 	"\x06Holder\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\"\xf6\x01\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x90\x02\n" +
 	"\x06Attend\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
@@ -2352,7 +2431,9 @@ const file_damselfly_v1_scheduler_proto_rawDesc = "" +
 	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x12\n" +
 	"\x04rack\x18\a \x01(\tR\x04rack\x12\x18\n" +
 	"\arelease\x18\b \x01(\tR\arelease\x12\x12\n" +
-	"\x04host\x18\t \x01(\tR\x04host\"\xc0\x02\n" +
+	"\x04host\x18\t \x01(\tR\x04host\x12\x18\n" +
+	"\adenials\x18\n" +
+	" \x01(\fR\adenials\"\xc0\x02\n" +
 	"\x04Want\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12%\n" +
@@ -2454,7 +2535,7 @@ func file_damselfly_v1_scheduler_proto_rawDescGZIP() []byte {
 }
 
 var file_damselfly_v1_scheduler_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_damselfly_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_damselfly_v1_scheduler_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_damselfly_v1_scheduler_proto_goTypes = []any{
 	(Origin_Kind)(0),         // 0: damselfly.v1.Origin.Kind
 	(Want_Priority)(0),       // 1: damselfly.v1.Want.Priority
@@ -2466,74 +2547,78 @@ var file_damselfly_v1_scheduler_proto_goTypes = []any{
 	(*NodeEvent)(nil),        // 7: damselfly.v1.NodeEvent
 	(*SchedulerMessage)(nil), // 8: damselfly.v1.SchedulerMessage
 	(*Decision)(nil),         // 9: damselfly.v1.Decision
-	(*Run)(nil),              // 10: damselfly.v1.Run
-	(*Origin)(nil),           // 11: damselfly.v1.Origin
-	(*Holder)(nil),           // 12: damselfly.v1.Holder
-	(*Attend)(nil),           // 13: damselfly.v1.Attend
-	(*Want)(nil),             // 14: damselfly.v1.Want
-	(*Unwant)(nil),           // 15: damselfly.v1.Unwant
-	(*Have)(nil),             // 16: damselfly.v1.Have
-	(*Drop)(nil),             // 17: damselfly.v1.Drop
-	(*Done)(nil),             // 18: damselfly.v1.Done
-	(*Ending)(nil),           // 19: damselfly.v1.Ending
-	(*Slots)(nil),            // 20: damselfly.v1.Slots
-	(*Failed)(nil),           // 21: damselfly.v1.Failed
-	(*Ping)(nil),             // 22: damselfly.v1.Ping
-	(*Welcome)(nil),          // 23: damselfly.v1.Welcome
-	(*Lease)(nil),            // 24: damselfly.v1.Lease
-	(*Cancel)(nil),           // 25: damselfly.v1.Cancel
-	(*Queued)(nil),           // 26: damselfly.v1.Queued
-	(*Revoke)(nil),           // 27: damselfly.v1.Revoke
-	(*Tell)(nil),             // 28: damselfly.v1.Tell
-	(*Refuse)(nil),           // 29: damselfly.v1.Refuse
-	(*Schedulers)(nil),       // 30: damselfly.v1.Schedulers
-	(*Pong)(nil),             // 31: damselfly.v1.Pong
+	(*Denials)(nil),          // 10: damselfly.v1.Denials
+	(*Run)(nil),              // 11: damselfly.v1.Run
+	(*Origin)(nil),           // 12: damselfly.v1.Origin
+	(*Holder)(nil),           // 13: damselfly.v1.Holder
+	(*Attend)(nil),           // 14: damselfly.v1.Attend
+	(*Want)(nil),             // 15: damselfly.v1.Want
+	(*Unwant)(nil),           // 16: damselfly.v1.Unwant
+	(*Have)(nil),             // 17: damselfly.v1.Have
+	(*Drop)(nil),             // 18: damselfly.v1.Drop
+	(*Done)(nil),             // 19: damselfly.v1.Done
+	(*Ending)(nil),           // 20: damselfly.v1.Ending
+	(*Slots)(nil),            // 21: damselfly.v1.Slots
+	(*Failed)(nil),           // 22: damselfly.v1.Failed
+	(*Ping)(nil),             // 23: damselfly.v1.Ping
+	(*Welcome)(nil),          // 24: damselfly.v1.Welcome
+	(*Lease)(nil),            // 25: damselfly.v1.Lease
+	(*Cancel)(nil),           // 26: damselfly.v1.Cancel
+	(*Queued)(nil),           // 27: damselfly.v1.Queued
+	(*Revoke)(nil),           // 28: damselfly.v1.Revoke
+	(*Tell)(nil),             // 29: damselfly.v1.Tell
+	(*Refuse)(nil),           // 30: damselfly.v1.Refuse
+	(*Schedulers)(nil),       // 31: damselfly.v1.Schedulers
+	(*Pong)(nil),             // 32: damselfly.v1.Pong
+	(*Statement)(nil),        // 33: damselfly.v1.Statement
 }
 var file_damselfly_v1_scheduler_proto_depIdxs = []int32{
 	5,  // 0: damselfly.v1.NodesResponse.nodes:type_name -> damselfly.v1.NodeInfo
 	7,  // 1: damselfly.v1.NodeMessage.events:type_name -> damselfly.v1.NodeEvent
-	13, // 2: damselfly.v1.NodeEvent.attend:type_name -> damselfly.v1.Attend
-	14, // 3: damselfly.v1.NodeEvent.want:type_name -> damselfly.v1.Want
-	15, // 4: damselfly.v1.NodeEvent.unwant:type_name -> damselfly.v1.Unwant
-	16, // 5: damselfly.v1.NodeEvent.have:type_name -> damselfly.v1.Have
-	17, // 6: damselfly.v1.NodeEvent.drop:type_name -> damselfly.v1.Drop
-	18, // 7: damselfly.v1.NodeEvent.done:type_name -> damselfly.v1.Done
-	21, // 8: damselfly.v1.NodeEvent.failed:type_name -> damselfly.v1.Failed
-	22, // 9: damselfly.v1.NodeEvent.ping:type_name -> damselfly.v1.Ping
-	19, // 10: damselfly.v1.NodeEvent.ending:type_name -> damselfly.v1.Ending
-	20, // 11: damselfly.v1.NodeEvent.slots:type_name -> damselfly.v1.Slots
+	14, // 2: damselfly.v1.NodeEvent.attend:type_name -> damselfly.v1.Attend
+	15, // 3: damselfly.v1.NodeEvent.want:type_name -> damselfly.v1.Want
+	16, // 4: damselfly.v1.NodeEvent.unwant:type_name -> damselfly.v1.Unwant
+	17, // 5: damselfly.v1.NodeEvent.have:type_name -> damselfly.v1.Have
+	18, // 6: damselfly.v1.NodeEvent.drop:type_name -> damselfly.v1.Drop
+	19, // 7: damselfly.v1.NodeEvent.done:type_name -> damselfly.v1.Done
+	22, // 8: damselfly.v1.NodeEvent.failed:type_name -> damselfly.v1.Failed
+	23, // 9: damselfly.v1.NodeEvent.ping:type_name -> damselfly.v1.Ping
+	20, // 10: damselfly.v1.NodeEvent.ending:type_name -> damselfly.v1.Ending
+	21, // 11: damselfly.v1.NodeEvent.slots:type_name -> damselfly.v1.Slots
 	9,  // 12: damselfly.v1.SchedulerMessage.decisions:type_name -> damselfly.v1.Decision
-	23, // 13: damselfly.v1.Decision.welcome:type_name -> damselfly.v1.Welcome
-	24, // 14: damselfly.v1.Decision.lease:type_name -> damselfly.v1.Lease
-	25, // 15: damselfly.v1.Decision.cancel:type_name -> damselfly.v1.Cancel
-	26, // 16: damselfly.v1.Decision.queued:type_name -> damselfly.v1.Queued
-	27, // 17: damselfly.v1.Decision.revoke:type_name -> damselfly.v1.Revoke
-	28, // 18: damselfly.v1.Decision.tell:type_name -> damselfly.v1.Tell
-	29, // 19: damselfly.v1.Decision.refuse:type_name -> damselfly.v1.Refuse
-	31, // 20: damselfly.v1.Decision.pong:type_name -> damselfly.v1.Pong
-	30, // 21: damselfly.v1.Decision.schedulers:type_name -> damselfly.v1.Schedulers
-	0,  // 22: damselfly.v1.Origin.kind:type_name -> damselfly.v1.Origin.Kind
-	10, // 23: damselfly.v1.Want.runs:type_name -> damselfly.v1.Run
-	11, // 24: damselfly.v1.Want.origin:type_name -> damselfly.v1.Origin
-	10, // 25: damselfly.v1.Want.urgent:type_name -> damselfly.v1.Run
-	1,  // 26: damselfly.v1.Want.priority:type_name -> damselfly.v1.Want.Priority
-	10, // 27: damselfly.v1.Have.runs:type_name -> damselfly.v1.Run
-	2,  // 28: damselfly.v1.Failed.reason:type_name -> damselfly.v1.Failed.Reason
-	10, // 29: damselfly.v1.Lease.run:type_name -> damselfly.v1.Run
-	12, // 30: damselfly.v1.Lease.holder:type_name -> damselfly.v1.Holder
-	11, // 31: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
-	12, // 32: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
-	12, // 33: damselfly.v1.Schedulers.members:type_name -> damselfly.v1.Holder
-	12, // 34: damselfly.v1.Schedulers.seeds:type_name -> damselfly.v1.Holder
-	6,  // 35: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
-	3,  // 36: damselfly.v1.Scheduler.Nodes:input_type -> damselfly.v1.NodesRequest
-	8,  // 37: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
-	4,  // 38: damselfly.v1.Scheduler.Nodes:output_type -> damselfly.v1.NodesResponse
-	37, // [37:39] is the sub-list for method output_type
-	35, // [35:37] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	24, // 13: damselfly.v1.Decision.welcome:type_name -> damselfly.v1.Welcome
+	25, // 14: damselfly.v1.Decision.lease:type_name -> damselfly.v1.Lease
+	26, // 15: damselfly.v1.Decision.cancel:type_name -> damselfly.v1.Cancel
+	27, // 16: damselfly.v1.Decision.queued:type_name -> damselfly.v1.Queued
+	28, // 17: damselfly.v1.Decision.revoke:type_name -> damselfly.v1.Revoke
+	29, // 18: damselfly.v1.Decision.tell:type_name -> damselfly.v1.Tell
+	30, // 19: damselfly.v1.Decision.refuse:type_name -> damselfly.v1.Refuse
+	32, // 20: damselfly.v1.Decision.pong:type_name -> damselfly.v1.Pong
+	31, // 21: damselfly.v1.Decision.schedulers:type_name -> damselfly.v1.Schedulers
+	10, // 22: damselfly.v1.Decision.denials:type_name -> damselfly.v1.Denials
+	33, // 23: damselfly.v1.Denials.statements:type_name -> damselfly.v1.Statement
+	0,  // 24: damselfly.v1.Origin.kind:type_name -> damselfly.v1.Origin.Kind
+	11, // 25: damselfly.v1.Want.runs:type_name -> damselfly.v1.Run
+	12, // 26: damselfly.v1.Want.origin:type_name -> damselfly.v1.Origin
+	11, // 27: damselfly.v1.Want.urgent:type_name -> damselfly.v1.Run
+	1,  // 28: damselfly.v1.Want.priority:type_name -> damselfly.v1.Want.Priority
+	11, // 29: damselfly.v1.Have.runs:type_name -> damselfly.v1.Run
+	2,  // 30: damselfly.v1.Failed.reason:type_name -> damselfly.v1.Failed.Reason
+	11, // 31: damselfly.v1.Lease.run:type_name -> damselfly.v1.Run
+	13, // 32: damselfly.v1.Lease.holder:type_name -> damselfly.v1.Holder
+	12, // 33: damselfly.v1.Lease.origin:type_name -> damselfly.v1.Origin
+	13, // 34: damselfly.v1.Lease.on_behalf:type_name -> damselfly.v1.Holder
+	13, // 35: damselfly.v1.Schedulers.members:type_name -> damselfly.v1.Holder
+	13, // 36: damselfly.v1.Schedulers.seeds:type_name -> damselfly.v1.Holder
+	6,  // 37: damselfly.v1.Scheduler.Attend:input_type -> damselfly.v1.NodeMessage
+	3,  // 38: damselfly.v1.Scheduler.Nodes:input_type -> damselfly.v1.NodesRequest
+	8,  // 39: damselfly.v1.Scheduler.Attend:output_type -> damselfly.v1.SchedulerMessage
+	4,  // 40: damselfly.v1.Scheduler.Nodes:output_type -> damselfly.v1.NodesResponse
+	39, // [39:41] is the sub-list for method output_type
+	37, // [37:39] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_damselfly_v1_scheduler_proto_init() }
@@ -2541,6 +2626,7 @@ func file_damselfly_v1_scheduler_proto_init() {
 	if File_damselfly_v1_scheduler_proto != nil {
 		return
 	}
+	file_damselfly_v1_identity_proto_init()
 	file_damselfly_v1_scheduler_proto_msgTypes[4].OneofWrappers = []any{
 		(*NodeEvent_Attend)(nil),
 		(*NodeEvent_Want)(nil),
@@ -2563,6 +2649,7 @@ func file_damselfly_v1_scheduler_proto_init() {
 		(*Decision_Refuse)(nil),
 		(*Decision_Pong)(nil),
 		(*Decision_Schedulers)(nil),
+		(*Decision_Denials)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2570,7 +2657,7 @@ func file_damselfly_v1_scheduler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_damselfly_v1_scheduler_proto_rawDesc), len(file_damselfly_v1_scheduler_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
