@@ -143,8 +143,13 @@ func newNodeCommand(openCA caOpener, load func() (Config, error)) *cobra.Command
 	}
 	deny := &cobra.Command{
 		Use:   "deny PEER-ID",
-		Short: "Let a node neither join nor renew; its certificate runs out within a day",
-		Args:  cobra.ExactArgs(1),
+		Short: "Cut a node off from all others, within seconds, and let it neither join nor renew",
+		Long: `Cut a node off from all others, within seconds, and let it neither join nor renew.
+
+Schedulers tell nodes and seeds, which end its connections and keep the denial. Its own
+clients are served from the registries. Its machine can join again under a new key while
+it has a join token that is good: see 'scheduler token list' and 'scheduler token revoke'.`,
+		Args: cobra.ExactArgs(1),
 	}
 	allow := &cobra.Command{Use: "allow PEER-ID", Short: "Take a deny back", Args: cobra.ExactArgs(1)}
 	for cmd, do := range map[*cobra.Command]func(*identity.CA, string) error{deny: (*identity.CA).Deny, allow: (*identity.CA).Allow} {
