@@ -43,6 +43,7 @@ func TestLoad(t *testing.T) {
 		Refused    int     `json:"refused"`
 		Revoked    int     `json:"revoked"`
 		Restarts   int     `json:"core_restarts"`
+		Denial     float64 `json:"denial_seconds"`
 		RSS        int64   `json:"scheduler_peak_rss_bytes"`
 		EventDelay struct {
 			Count int     `json:"count"`
@@ -62,6 +63,8 @@ func TestLoad(t *testing.T) {
 		t.Errorf("%d wants refused, %d blobs revoked, %d restarts of the core", r.Refused, r.Revoked, r.Restarts)
 	case r.Done+r.Cancelled < r.Leases-4*200:
 		t.Errorf("of %d leases %d are done, %d cancelled: the others are more than can run", r.Leases, r.Done, r.Cancelled)
+	case r.Denial <= 0:
+		t.Error("nobody heard that a node is denied")
 	case r.AtOwner < 0.8*r.Decisions || r.AtOwner > 1.25*r.Decisions:
 		t.Errorf("nodes count %.0f decisions/s, the scheduler %.0f", r.Decisions, r.AtOwner)
 	}

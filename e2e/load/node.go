@@ -111,6 +111,9 @@ func (n *node) handle(m *damselflyv1.SchedulerMessage) error {
 		case *damselflyv1.Decision_Welcome:
 			c.attended.Add(1)
 			continue
+		case *damselflyv1.Decision_Denials:
+			n.world.denial.hear(d.Denials.GetStatements(), now)
+			continue
 		case *damselflyv1.Decision_Pong:
 			n.answered(d.Pong.GetNumber(), now)
 			continue

@@ -48,6 +48,9 @@ type Report struct {
 	LoadRSS          int64   `json:"load_rss_bytes"`
 	OtherCPU         float64 `json:"other_cpu"` // cores that the machine spent on anything else
 
+	// From the command that denies a node until every stream has heard it, under the load.
+	DenialSeconds float64 `json:"denial_seconds"`
+
 	// Of the whole run.
 	Blobs     int64 `json:"blobs_done"`
 	Wants     int64 `json:"wants"`
@@ -175,6 +178,7 @@ func (r *Report) print(out io.Writer, asJSON bool) error {
 	spread("event -> all it decided", r.Event)
 	spread("Done -> next lease", r.Lease)
 	spread("ping -> pong", r.Ping)
+	row("denial of a node", "all streams have heard after %.3f s", r.DenialSeconds)
 	row("scheduler", "%.2f cores, %d MiB, at most %d MiB", r.SchedulerCPU, r.SchedulerRSS>>20, r.SchedulerPeakRSS>>20)
 	row("load", "%.2f cores, %d MiB; everything else on this machine %.2f cores", r.LoadCPU, r.LoadRSS>>20, r.OtherCPU)
 	row("whole run", "%d blobs, %d wants, %d leases, %d done, %d cancelled, %d refused, %d shed, %d revoked, %d silences, %d core restarts",

@@ -162,7 +162,10 @@ func measure(ctx context.Context, s *scheduler, dir string, cfg Config, say io.W
 		if !pause(work, cfg.Warm) {
 			return nil
 		}
-		return w.window(work, s, r)
+		if err := w.window(work, s, r); err != nil || work.Err() != nil {
+			return err
+		}
+		return w.deny(work, s, r)
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ type world struct {
 	piece  atomic.Int64 // time that a piece takes from another node, in nanoseconds
 
 	counts counts
+	denial denial
 	// events: from Done to the Pong that was asked for behind it, so to when the
 	// node has everything that the Done made possible. leases: from Done to the
 	// lease, where there was one before that Pong. pings: of nodes that waited.
