@@ -19,6 +19,7 @@ type content struct {
 	req   Request // Size is known once started
 	spans []span
 	pos   int64
+	gate  *gate // nil: all may go out
 
 	failed atomic.Pointer[error]
 	// turn holds one token. Who has it may use what is below: http.ServeContent can
@@ -135,6 +136,15 @@ func (c *content) Read(b []byte) (int, error) {
 	if c.pos >= c.req.Size {
 		return 0, io.EOF
 	}
+	if g := c.gate; g != nil {
+		if c.pos < g.open.off || c.pos >= g.open.off+g.open.n {
+			if err := g.at(c.ctx, c, c.pos); err != nil {
+				c.failed.CompareAndSwap(nil, &err)
+				return 0, err
+			}
+		}
+		b = b[:min(int64(len(b)), g.open.off+g.open.n-c.pos)]
+	}
 	<-c.turn
 	n, err := c.read(b)
 	c.turn <- struct{}{}
@@ -142,6 +152,25 @@ func (c *content) Read(b []byte) (int, error) {
 		c.failed.CompareAndSwap(nil, &err)
 	}
 	return n, err
+}
+
+// readAt reads from off, wherever the response is, and opens what is within s where that
+// is not open.
+func (c *content) readAt(b []byte, off int64, s span) (int, error) {
+	<-c.turn
+	defer func() { c.turn <- struct{}{} }()
+	if c.closed {
+		return 0, errClosed
+	}
+	if off < c.span.off || c.span.n >= 0 && s.off+s.n > c.span.off+c.span.n {
+		if err := c.switchTo(s); err != nil {
+			return 0, err
+		}
+	}
+	back := c.pos
+	defer func() { c.pos = back }()
+	c.pos = off
+	return c.read(b)
 }
 
 func (c *content) read(b []byte) (int, error) {

@@ -49,6 +49,8 @@ type apiError struct {
 	message string
 	detail  any
 	cause   error // for the log
+	// retryAfter is when the client may ask again; 0: that is not known.
+	retryAfter time.Duration
 }
 
 func (e *apiError) Error() string { return fmt.Sprintf("%s: %s", e.code, e.message) }
@@ -85,6 +87,9 @@ func (e *apiError) write(w http.ResponseWriter) {
 	h.Set(apiVersionHeader, apiVersion)
 	h.Set("Content-Type", "application/json; charset=utf-8")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if e.retryAfter > 0 {
+		h.Set("Retry-After", strconv.FormatInt(int64((e.retryAfter+time.Second-1)/time.Second), 10))
+	}
 	w.WriteHeader(e.status)
 	_, _ = w.Write(body)
 }

@@ -118,6 +118,7 @@ type Proxy struct {
 	headless *lru[string, time.Time] // registries that HEAD tells little of, and until when that is believed
 	passed   *lru[string, struct{}]  // what was told once
 	flights  singleflight.Group
+	claims   *claims      // for URLs
 	detached atomic.Int64 // flights under way
 	buffers  sync.Pool
 
@@ -153,7 +154,7 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 		grants: newLRU[grantKey, grant](cfg.GrantEntries), public: newLRU[place, grant](cfg.GrantEntries),
 		infos: newLRU[place, info](cfg.GrantEntries), unfit: newLRU[place, time.Time](maxTags),
 		tags: newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
-		parsed: newLRU[parsedKey, parsed](maxParsed), counting: newLRU[string, struct{}](maxPassed), headless: newLRU[string, time.Time](maxPassed), passed: newLRU[string, struct{}](maxPassed),
+		claims: newClaims(), parsed: newLRU[parsedKey, parsed](maxParsed), counting: newLRU[string, struct{}](maxPassed), headless: newLRU[string, time.Time](maxPassed), passed: newLRU[string, struct{}](maxPassed),
 	}
 	_, _ = rand.Read(p.key[:]) // never fails (crypto/rand)
 	if p.cfg.DefaultRegistry, err = origin.ParseRegistry(cfg.DefaultRegistry); err != nil {

@@ -1,12 +1,8 @@
 package proxy
 
 import (
-	"bytes"
-	"context"
-	"crypto/rand"
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/pkg/origin"
@@ -23,19 +20,12 @@ import (
 // the prefix.
 const originPrefix = "Damselfly-Origin-"
 
-const (
-	// proofLength is how many bytes an origin must show, and proofReach how far into
-	// what is wanted they lie at most when the blob is not here yet.
-	proofLength = 4 << 10
-	proofReach  = 256 << 10
-)
-
 // serveURL answers GET /damselfly/v1/blob?digest=D&url=U[&size=N] to clients on
 // this machine: the blob D, which the server at U keeps. The request's
 // Authorization and the headers with originPrefix go to that server.
 //
-// Anybody can have a server that claims to keep D. Therefore, before the first
-// byte, the server must show a few bytes of D at a place that it cannot foresee.
+// Anybody can have a server that claims to keep D, so the server must show that it does:
+// see proof.go.
 func (p *Proxy) serveURL(w *response, r *http.Request) error {
 	if err := localOnly(r); err != nil {
 		return err
@@ -50,12 +40,26 @@ func (p *Proxy) serveURL(w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Type", typeOctets)
 	nameContent(h, q.digest)
-	result, ok := p.granted(q)
-	if !ok {
-		return p.sendBlob(w, r, q, size, func(ctx context.Context, c *content) error { return p.prove(ctx, q, c) })
+	if result, ok := p.granted(q); ok {
+		p.metrics.authz.WithLabelValues(result).Inc()
+		return p.sendBlob(w, r, q, size, nil)
 	}
-	p.metrics.authz.WithLabelValues(result).Inc()
-	return p.sendBlob(w, r, q, size, nil)
+	end, err := p.claims.begin(claimant{q.who, hostOf(r.RemoteAddr)}, q.digest, time.Now())
+	if err != nil {
+		return err
+	}
+	c := &claim{p: p, q: q, size: size}
+	err = c.serve(w, r)
+	end(time.Now(), errors.Is(err, errNotKept))
+	return err
+}
+
+// hostOf is an address without its port.
+func hostOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return address
 }
 
 // localOnly refuses clients on other machines, and web pages in a browser on
@@ -142,92 +146,4 @@ func ownHeader(k string) bool {
 		}
 	}
 	return strings.HasPrefix(k, "Damselfly-")
-}
-
-// prove lets the origin show that it keeps the blob, and for this client. It
-// costs one ranged GET for a credential and URL, and Config.GrantTTL long no more.
-func (p *Proxy) prove(ctx context.Context, q question, c *content) error {
-	result := authzRefused
-	defer func() { p.metrics.authz.WithLabelValues(result).Inc() }()
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.OriginTimeout)
-	defer cancel()
-	want := p.proofSpan(c)
-	header := q.header.Clone()
-	header.Set("Range", formatRange([]span{want}))
-	resp, err := q.upstream.Get(ctx, q.ref, header)
-	if err != nil {
-		result = authzError
-		return fmt.Errorf("asking the origin for %s: %w", q.ref, err)
-	}
-	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
-		a := answerOf(resp)
-		return &origin.StatusError{Code: a.status, Header: a.header, Body: a.body, Ref: q.ref}
-	}
-	defer resp.Body.Close()
-	shown, want, err := shownBytes(resp, want, c.req.Size)
-	if err != nil {
-		result = authzError
-		return fmt.Errorf("reading %s at the origin: %w", q.ref, timely(ctx, err))
-	}
-	held := make([]byte, want.n)
-	back := c.pos
-	c.pos = want.off
-	_, err = io.ReadFull(c, held)
-	c.pos = back
-	if err != nil {
-		result = authzError
-		return err
-	}
-	if !bytes.Equal(held, shown) {
-		return &apiError{status: http.StatusForbidden, code: codeDenied,
-			message: "the server at the URL does not keep the blob that the digest names"}
-	}
-	result = authzAllowed
-	p.allow(q, info{size: c.req.Size, told: true})
-	return nil
-}
-
-// proofSpan chooses the bytes to show: anywhere in a blob that is here, else near
-// the start of what is wanted, where waiting for them costs nothing.
-func (p *Proxy) proofSpan(c *content) span {
-	from := span{0, c.req.Size}
-	if f, ok := c.sealed(); ok {
-		_ = f.Close()
-	} else {
-		if s := c.first(); s.n > 0 {
-			from = s
-		}
-		from.n = min(from.n, proofReach)
-	}
-	n := min(proofLength, from.n)
-	return span{from.off + randomBelow(from.n-n+1), n}
-}
-
-// shownBytes reads what the origin shows. One that ignores Range shows bytes
-// near its start instead, so that no more than that is read.
-func shownBytes(resp *http.Response, want span, size int64) ([]byte, span, error) {
-	if resp.StatusCode == http.StatusPartialContent {
-		expect := fmt.Sprintf("bytes %d-%d/", want.off, want.off+want.n-1)
-		total, ok := strings.CutPrefix(resp.Header.Get("Content-Range"), expect)
-		if !ok || total != "*" && total != strconv.FormatInt(size, 10) {
-			return nil, want, fmt.Errorf("the origin sent another range than %sof %d bytes", expect, size)
-		}
-	} else {
-		reach := min(size, proofReach)
-		n := min(proofLength, reach)
-		want = span{randomBelow(reach - n + 1), n}
-		if _, err := io.CopyN(io.Discard, resp.Body, want.off); err != nil {
-			return nil, want, err
-		}
-	}
-	shown := make([]byte, want.n)
-	_, err := io.ReadFull(resp.Body, shown)
-	return shown, want, err
-}
-
-// randomBelow is a number in [0, n) that nobody can foresee.
-func randomBelow(n int64) int64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	return int64(binary.BigEndian.Uint64(b[:]) % uint64(max(n, 1)))
 }
