@@ -127,6 +127,13 @@ func (b *Blob) Sealed() bool {
 	return b.sealed && b.err == nil
 }
 
+// Empty reports whether no piece is held, nor may be after a restart.
+func (b *Blob) Empty() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.sealed && b.loaded && b.held.Count() == 0 && (b.claims == nil || b.claims.Count() == 0)
+}
+
 // Have returns the pieces that may be served to other nodes: those that are held
 // and verified. The bitmap is a copy.
 // Pieces found after a restart are not in it before they were checked (Verify).

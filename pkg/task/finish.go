@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/damselfly-p2p/damselfly/pkg/control"
+	"github.com/damselfly-p2p/damselfly/pkg/store"
 )
 
 // How a task ends.
@@ -33,11 +34,21 @@ func (m *Manager) finish(t *task) {
 		m.log.Warn("a blob could not be made whole", zap.Stringer("digest", t.digest), zap.Error(cause))
 	}
 	t.uses.Wait()
-	t.blob.Release()
+	m.release(t.blob)
 	close(t.gone)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.forget(t)
+}
+
+// release ends a use of b. A part without a piece, which has its room on the disk, goes with
+// the last.
+func (m *Manager) release(b *store.Blob) {
+	nothing := b.Empty()
+	b.Release()
+	if nothing {
+		_ = m.store.Discard(b.Digest()) // somebody else uses it, or it is gone
+	}
 }
 
 // forget removes t from the tasks, unless another has come after it. The caller holds mu.

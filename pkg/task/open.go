@@ -197,7 +197,7 @@ func (m *Manager) handle(ctx context.Context, b *store.Blob, t *task, run blob.R
 			stop()
 			cancel(context.Canceled)
 			m.leave(t, run)
-			b.Release()
+			m.release(b)
 		}
 	}
 	h.content = b.ReadSeeker(ctx)

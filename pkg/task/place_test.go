@@ -1,6 +1,7 @@
 package task_test
 
 import (
+	"context"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -73,4 +74,32 @@ func (f *flipped) Read(p []byte) (int, error) {
 		p[i] ^= 1
 	}
 	return n, err
+}
+
+// A task that ends with nothing leaves nothing: no part without a piece, and no room that is
+// set aside for it. One that has a piece leaves that.
+func TestNothingLeavesNothing(t *testing.T) {
+	for _, have := range []int{0, 1} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, task.Config{}, 0)
+			req := w.request()
+			if have == 0 {
+				w.up.err = &origin.StatusError{Code: 404, Ref: req.Ref}
+			} else {
+				w.up.slow = func(ctx context.Context, _ int) error {
+					if w.up.bytesRead() > blob.MinPieceLength {
+						return &origin.StatusError{Code: 404, Ref: req.Ref}
+					}
+					return nil
+				}
+			}
+			if r := <-read(w.open(req)); r.err == nil {
+				t.Fatal("whole")
+			}
+			pass(time.Minute)
+			if infos := w.store.Blobs(); len(infos) != have {
+				t.Errorf("%d blobs are left, want %d: %+v", len(infos), have, infos)
+			}
+		})
+	}
 }
