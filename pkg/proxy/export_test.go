@@ -15,3 +15,6 @@ func (p *Proxy) ForgetTags() {
 	p.tags.drop(func(tagKey) bool { return true })
 	p.heads.drop(func(tagKey) bool { return true })
 }
+
+// MaxClientConns is maxClientConns.
+const MaxClientConns = maxClientConns
