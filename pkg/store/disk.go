@@ -248,7 +248,7 @@ func (b *Blob) markDisk() error {
 		return err
 	}
 	if !b.named {
-		err := b.store.vol.rename(b.partPath(), b.wholePath())
+		err := b.moved(b.partPath(), b.wholePath())
 		if errors.Is(err, fs.ErrNotExist) { // one that failed may have been done all the same
 			_, err = b.store.vol.stat(b.wholePath())
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -12,8 +11,8 @@ import (
 )
 
 // A sealed blob is read without being proven again, as long as its file is as the
-// store left it. When somebody else has written to it, which its time of change or
-// its size tell, it is in doubt: the seal is taken back, and every piece is a claim,
+// store left it. When somebody else has written to it, which its stamp tells, it is in
+// doubt: one that a runtime has too is proven at once (stamp.go), of any other the seal is taken back, and every piece is a claim,
 // as after a restart. So pieces that did not suffer are proven when they are needed,
 // and the others are fetched again. Bytes that change below the file system are
 // found by the scrub alone.
@@ -21,12 +20,12 @@ import (
 // rememberLocked notes how the file of a sealed blob looks, which the caller has
 // written the last of. Where it cannot be told, nothing is ever in doubt.
 func (b *Blob) rememberLocked() {
-	b.changed = time.Time{}
+	b.changed = stamp{}
 	if b.file == nil {
 		return
 	}
 	if info, err := b.file.f.Stat(); err == nil {
-		b.changed = info.ModTime()
+		b.changed = stampOf(info)
 	}
 }
 
@@ -52,8 +51,8 @@ func (b *Blob) doubtful() (bool, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	known := b.sealed && b.writers == 0 && !b.changed.IsZero()
-	return known && (!info.ModTime().Equal(b.changed) || info.Size() != b.layout.Size()), nil
+	known := b.sealed && b.writers == 0 && b.changed != (stamp{})
+	return known && (stampOf(info) != b.changed || info.Size() != b.layout.Size()), nil
 }
 
 // doubt takes the seal back when the file was written to. The error says that this
@@ -65,6 +64,9 @@ func (b *Blob) doubt() error {
 	}
 	if !doubtful {
 		return nil
+	}
+	if b.isFrozen() {
+		return b.reprove()
 	}
 	if err := b.load(); err != nil {
 		return err
@@ -108,7 +110,7 @@ func (b *Blob) doubtDisk() (bool, error) {
 		return false, nil
 	}
 	if b.layout.Pieces() == 0 { // it is whole again, and sealed when it falls idle
-		b.changed = time.Time{}
+		b.changed = stamp{}
 		b.mu.Unlock()
 		return false, nil
 	}
@@ -116,7 +118,7 @@ func (b *Blob) doubtDisk() (bool, error) {
 	b.held = blob.NewBitmap(b.layout.Pieces())
 	b.claims = blob.NewBitmap(b.layout.Pieces())
 	b.claims.SetRun(b.layout.All())
-	b.changed = time.Time{}
+	b.changed = stamp{}
 	b.gen++
 	b.dirty = true
 	// Who reads now goes on with what is still right. Nobody may be there who
