@@ -24,6 +24,9 @@ func warn(c Config, log *zap.Logger) {
 				zap.String("setting", f.setting), zap.String("address", f.address))
 		}
 	}
+	if len(c.Origin.Hosts)+len(c.Origin.Allow)+len(c.Mirror.Registries)+len(c.Proxy.Intercept) == 0 {
+		log.Info("no registry is listed, so those at private addresses are refused; list yours under origin.hosts, on nodes and seeds")
+	}
 	if len(c.Scheduler) > 0 {
 		config.WarnExposed(log, "joinTokenFile", c.TokenFile)
 	}
