@@ -9,6 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/damselfly-p2p/damselfly/pkg/origin"
 	"github.com/damselfly-p2p/damselfly/pkg/proxy"
 )
 
@@ -78,6 +83,38 @@ func TestProxyJudgesItsTarget(t *testing.T) {
 		status := statusOf(t, srv, "GET", "http://plain.example/x", "plain.example", header)
 		if (status == 403) == ok {
 			t.Errorf("%s: %d", header, status)
+		}
+	}
+}
+
+// TestPrivateRegistryIsRefusedOnce: a registry at a private address that nobody listed is
+// refused with a status that clients go on from, and the log says once what to do.
+func TestPrivateRegistryIsRefusedOnce(t *testing.T) {
+	client, err := origin.New(origin.Config{Proxy: "none"}, zap.NewNop(), nil)
+	must(t, err)
+	defer client.Close()
+	core, logs := observer.New(zapcore.WarnLevel)
+	w := newWorld(t, nil)
+	p, err := proxy.New(proxy.Config{CADir: t.TempDir(), Dial: client.Dial, Transport: client.Transport()}, w.tasks, client, zap.New(core), nil)
+	must(t, err)
+	defer p.Close()
+	mirror, forward := w.serve(p.Registry("")).Listener.Addr().String(), w.serve(p.ForwardProxy()).Listener.Addr().String()
+	for range 3 {
+		for _, path := range []string{"manifests/v1", "blobs/sha256:" + strings.Repeat("a", 64), "tags/list"} {
+			if s := statusOf(t, mirror, "GET", "/v2/app/img/"+path+"?ns=10.0.0.1:5000", "localhost", ""); s != 403 {
+				t.Errorf("%s: %d", path, s)
+			}
+		}
+	}
+	if n := logs.FilterMessageSnippet("origin.hosts").Len(); n != 1 {
+		t.Errorf("told %d times: %v", n, logs.All())
+	}
+	for _, target := range []string{"10.0.0.1:443", "192.168.1.1:22", "[fd00::1]:443", "[::ffff:10.0.0.1]:443", "100.64.0.1:80", "127.0.0.1:22", "169.254.169.254:80"} {
+		if s := statusOf(t, forward, "CONNECT", target, target, ""); s != 403 {
+			t.Errorf("CONNECT %s: %d", target, s)
+		}
+		if s := statusOf(t, forward, "GET", "http://"+target+"/", target, ""); s != 403 {
+			t.Errorf("GET http://%s: %d", target, s)
 		}
 	}
 }
