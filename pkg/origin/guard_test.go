@@ -272,7 +272,7 @@ func TestGuardBehindProxy(t *testing.T) {
 		t.Fatalf("%v, %v", resp, err)
 	}
 	_ = resp.Body.Close()
-	for _, u := range []string{"http://169.254.169.254/latest", "http://[fd00:ec2::254]/x"} {
+	for _, u := range []string{"http://169.254.169.254/latest", "http://[fd00:ec2::254]/x", "http://10.0.0.1/x", "http://192.168.1.1:8080/", "http://[fd00::1]/"} {
 		if _, err := c.Get(t.Context(), Ref{Kind: KindURL, URL: u}, nil); !errors.Is(err, ErrForbiddenAddress) {
 			t.Errorf("%s: %v; want ErrForbiddenAddress", u, err)
 		}
