@@ -264,6 +264,7 @@ func (o *options) originClient(p *process, ref origin.Ref, config string) (*orig
 	client, err := origin.New(origin.Config{
 		Hosts: []origin.Host{host},
 		// This process fetches for its own user only, who may name any address.
+		Private:      true,
 		Allow:        []string{"127.0.0.0/8", "::1/128", "fe80::/10"},
 		DockerConfig: config,
 		UserAgent:    userAgent(),

@@ -55,15 +55,26 @@ func showCommand(defaults func() any, options func() Options) *cobra.Command {
 	return c
 }
 
+// hinting is a configuration that knows what about itself surprises people.
+type hinting interface {
+	Hints() []string
+}
+
 func validateCommand(defaults func() any, options func() Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "validate",
 		Short: "Check the configuration, and that the files are there that it names; start nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			loaded, err := loadAndWarn(c, defaults(), options())
+			into := defaults()
+			loaded, err := loadAndWarn(c, into, options())
 			if err != nil {
 				return err
+			}
+			if h, ok := into.(hinting); ok {
+				for _, hint := range h.Hints() {
+					fmt.Fprintln(c.ErrOrStderr(), "hint: "+hint)
+				}
 			}
 			warnings, err := loaded.CheckFiles()
 			for _, warning := range warnings {

@@ -124,6 +124,15 @@ func DefaultConfig() Config {
 	}
 }
 
+// named are the registries that the configuration names beside origin.hosts.
+func (c Config) named() []string {
+	out := append([]string{c.Proxy.DefaultRegistry}, c.Proxy.Intercept...)
+	for _, r := range c.Mirror.Registries {
+		out = append(out, r.Name)
+	}
+	return out
+}
+
 // DefaultSeedConfig is a seed's: it has no clients of its own and more to give.
 func DefaultSeedConfig() Config {
 	c := DefaultConfig()

@@ -23,7 +23,11 @@ const firstBytes = 100 * time.Millisecond
 // watch has f follow the connections of srv, which does not serve yet.
 func (f *fresh) watch(srv *http.Server) {
 	f.conns = map[net.Conn]struct{}{}
+	counted := srv.ConnState
 	srv.ConnState = func(c net.Conn, state http.ConnState) {
+		if counted != nil {
+			counted(c, state)
+		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if state == http.StateNew {

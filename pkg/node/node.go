@@ -146,6 +146,7 @@ func build(ctx context.Context, cfg Config, role identity.Role, log *zap.Logger)
 			err = errors.Join(err, n.closeListeners(), n.store.Close())
 		}
 	}()
+	cfg.Origin.Named = cfg.named()
 	origins, err := origin.New(cfg.Origin, log.Named("origin"), reg)
 	if err != nil {
 		return nil, err

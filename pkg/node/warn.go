@@ -24,9 +24,20 @@ func warn(c Config, log *zap.Logger) {
 				zap.String("setting", f.setting), zap.String("address", f.address))
 		}
 	}
+	for _, hint := range c.Hints() {
+		log.Info(hint)
+	}
 	if len(c.Scheduler) > 0 {
 		config.WarnExposed(log, "joinTokenFile", c.TokenFile)
 	}
+}
+
+// Hints are what works, and surprises who has a private registry.
+func (c Config) Hints() []string {
+	if len(c.Origin.Hosts)+len(c.Origin.Allow)+len(c.Mirror.Registries)+len(c.Proxy.Intercept) > 0 {
+		return nil
+	}
+	return []string{"no registry is listed, so those at private addresses are refused; list yours under origin.hosts, on nodes and seeds"}
 }
 
 // everywhere tells whether a listener at address is reached by every interface.

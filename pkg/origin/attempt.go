@@ -61,7 +61,7 @@ func (r *reader) ranged() (call, bool) {
 	}
 	location, known := r.client.locations.get(r.key)
 	if known {
-		q.url = location
+		q.url, q.inside = location.url, location.inside
 	}
 	return q, known
 }
@@ -163,7 +163,7 @@ func (r *reader) take(ans answer, known bool) *failure {
 		return &failure{err: err, again: ans.StatusCode == http.StatusPartialContent && errors.Is(err, ErrProtocol) && r.toWhole()}
 	}
 	if ans.away && !known {
-		r.client.locations.put(r.key, ans.from, presignedLife(ans.from, time.Now()))
+		r.client.locations.put(r.key, place{url: ans.from, inside: ans.inside}, presignedLife(ans.from, time.Now()))
 	}
 	if r.validator == "" {
 		r.validator = validatorOf(ans.Header)

@@ -25,13 +25,13 @@ type Client struct {
 	cfg       Config
 	log       *zap.Logger
 	wire      *wire
-	dial      dialFunc
+	dial      dialFunc // outside
 	proxy     proxyFunc
 	keys      *keyring
 	endpoints map[string]*url.URL // by registry name, of listed hosts
 	origins   map[string]bool     // of listed hosts
 
-	locations *expiring[secretRef, *url.URL] // where a GET was redirected to
+	locations *expiring[secretRef, place]    // where a GET was redirected to
 	missing   *expiring[secretRef, *refusal] // digests that were not there
 
 	mu    sync.Mutex
@@ -42,6 +42,12 @@ type Client struct {
 type secretRef struct {
 	ref  Ref
 	cred [sha256.Size]byte
+}
+
+// place is where a redirect led, and by whom: see call.
+type place struct {
+	url    *url.URL
+	inside bool
 }
 
 const (
@@ -68,15 +74,17 @@ func newClient(cfg Config, log *zap.Logger, reg prometheus.Registerer, dial dial
 	c := &Client{
 		cfg: cfg, log: log, keys: newKeyring(cfg.DockerConfig),
 		endpoints: map[string]*url.URL{}, origins: map[string]bool{}, hosts: map[string]*host{},
-		locations: newExpiring[secretRef, *url.URL](maxLocations), missing: newExpiring[secretRef, *refusal](maxMissing),
+		locations: newExpiring[secretRef, place](maxLocations), missing: newExpiring[secretRef, *refusal](maxMissing),
 	}
 	g, err := c.listHosts()
 	if err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
-	if c.dial = dial; dial == nil {
-		c.dial = g.dial
+	dials := dialPair{outside: dial, inside: dial}
+	if dial == nil {
+		dials = dialPair{outside: g.dial, inside: g.dialInside}
 	}
+	c.dial = dials.outside
 	if c.proxy, err = newProxy(cfg, g); err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
@@ -84,7 +92,7 @@ func newClient(cfg Config, log *zap.Logger, reg prometheus.Registerer, dial dial
 	if err != nil {
 		return nil, fmt.Errorf("origin: metrics: %w", err)
 	}
-	if c.wire, err = newWire(cfg, c.dial, c.proxy, m, log); err != nil {
+	if c.wire, err = newWire(cfg, dials, c.proxy, g.leads, m, log); err != nil {
 		return nil, fmt.Errorf("origin: %w", err)
 	}
 	return c, nil
@@ -102,6 +110,7 @@ func (c *Client) listHosts() (*guard, error) {
 		allow = append(allow, p)
 	}
 	g := newGuard(allow, c.cfg.DialTimeout)
+	g.private = c.cfg.Private
 	for _, h := range c.cfg.Hosts {
 		name, u, err := h.parse()
 		if err != nil {
@@ -109,6 +118,14 @@ func (c *Client) listHosts() (*guard, error) {
 		}
 		c.endpoints[name], c.origins[originOf(u)] = u, true
 		g.trust(u)
+		if err := g.name(name); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range c.cfg.Named {
+		if err := g.name(name); err != nil {
+			return nil, err
+		}
 	}
 	return g, nil
 }

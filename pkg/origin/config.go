@@ -16,11 +16,18 @@ type Config struct {
 	// OnlyListed refuses every registry and URL whose host is not in Hosts. Off,
 	// clients may name any host, within the bounds of the address guard.
 	OnlyListed bool `yaml:"onlyListed" doc:"Refuse every registry and URL whose host is not in hosts."`
+	// Named are registries that the operator named elsewhere in the configuration, as in
+	// proxy.intercept: "ghcr.io", "*.example.com". Their names may lead to private
+	// addresses, and so may their redirects and token realms.
+	Named []string `yaml:"-"`
+	// Private lets every host have private addresses and those of this machine: for a
+	// program whose own user names the hosts.
+	Private bool `yaml:"-"`
 	// Allow lists addresses (CIDR, or one address) that the guard lets through
-	// although it would refuse them: loopback, link-local, metadata, multicast.
-	// Every client of this node can then make it send requests there. Private
-	// addresses (RFC 1918) need no entry.
-	Allow []string `yaml:"allow" doc:"Addresses (CIDR) that origins may have although they are loopback, link-local, metadata or multicast."`
+	// although it would refuse them: private, loopback, link-local, metadata,
+	// multicast. Every client of this node can then make it send requests there. An
+	// address of this machine needs an entry of its own.
+	Allow []string `yaml:"allow" doc:"Addresses (CIDR) that origins may have although they are private, loopback, link-local, metadata or multicast, such as 10.0.0.0/8 where any server there may be asked. Registries under hosts, mirror.registries and proxy.intercept need no entry. An address of this machine itself needs an entry of its own."`
 	// Proxy is the HTTP proxy for all upstreams: "" follows HTTPS_PROXY,
 	// HTTP_PROXY and NO_PROXY, "none" uses none, anything else is a URL. Behind a
 	// proxy host names are resolved by the proxy, so the guard sees only addresses
@@ -66,8 +73,8 @@ type Config struct {
 	MaxExtraStreams int `yaml:"maxExtraStreams" doc:"Streams beyond the first of each read, of all reads of one host together; each may take 4 MiB of memory."`
 }
 
-// Host is one upstream that the operator vouches for: its address is not
-// subject to the guard.
+// Host is one upstream that the operator vouches for: the guard lets it have any
+// address but those of cloud metadata, and those too where endpoint spells them out.
 type Host struct {
 	// Name is the registry's name as image references spell it: "docker.io",
 	// "registry.example.com:5000".

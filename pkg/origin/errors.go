@@ -52,8 +52,12 @@ type ForbiddenAddressError struct {
 }
 
 func (e *ForbiddenAddressError) Error() string {
-	return fmt.Sprintf("%s leads to %s, a %s address, which origins may not have; if it is meant, list the host under origin.hosts or the address under origin.allow",
-		e.Target, e.Addr, e.Why)
+	what := "a " + e.Why + " address"
+	if e.Why == classOwn {
+		what = "an address of this machine"
+	}
+	return fmt.Sprintf("%s leads to %s, %s, which origins may not have; if it is meant, list the host under origin.hosts or the address under origin.allow",
+		e.Target, e.Addr, what)
 }
 
 // Unwrap makes the error an ErrForbiddenAddress.

@@ -38,23 +38,19 @@ func readings(addr netip.Addr) []netip.Addr {
 func starts(b [16]byte, with ...byte) bool { return string(b[:len(with)]) == string(with) }
 
 // localNAT64 reads an address of 64:ff9b:1::/48, in which a network chooses the
-// length of its prefix: 96, 64, 56 or 48 bits (RFC 6052 section 2.2). What follows
-// the IPv4 address is zero, so most addresses can be read one way only.
+// length of its prefix: 96, 64, 56 or 48 bits (RFC 6052 section 2.2). Which it chose is
+// not known, and translators ignore what follows the IPv4 address, so each reading counts.
 func localNAT64(b [16]byte) []netip.Addr {
-	if b[13] != 0 || b[14] != 0 || b[15] != 0 {
-		return []netip.Addr{netip.AddrFrom4([4]byte(b[12:16]))}
-	}
-	forms := [][4]byte{{b[9], b[10], b[11], b[12]}}
-	if b[12] == 0 {
-		forms = append(forms, [4]byte{b[7], b[9], b[10], b[11]})
-		if b[11] == 0 {
-			forms = append(forms, [4]byte{b[6], b[7], b[9], b[10]})
-		}
-	}
 	var out []netip.Addr
-	for _, f := range forms {
-		// Nobody's address begins with 0: that is a shorter prefix read as a longer.
-		if f[0] != 0 {
+	for _, f := range [][4]byte{
+		{b[12], b[13], b[14], b[15]},
+		{b[9], b[10], b[11], b[12]},
+		{b[7], b[9], b[10], b[11]},
+		{b[6], b[7], b[9], b[10]},
+	} {
+		// Nobody's address begins with 0 or 240 and more: that is a prefix of another
+		// length.
+		if f[0] != 0 && f[0] < 240 {
 			out = append(out, netip.AddrFrom4(f))
 		}
 	}

@@ -14,28 +14,31 @@ func TestGuardKnowsEveryForm(t *testing.T) {
 	g := newGuard(nil, time.Second)
 	// Forms of 169.254.169.254, each with one of 8.8.8.8.
 	for name, s := range map[string][2]string{
-		"mapped":             {"::ffff:169.254.169.254", "::ffff:8.8.8.8"},
-		"mapped in hex":      {"::ffff:a9fe:a9fe", "::ffff:808:808"},
-		"compatible":         {"::169.254.169.254", "::8.8.8.8"},
-		"translated":         {"::ffff:0:169.254.169.254", "::ffff:0:8.8.8.8"},
-		"NAT64":              {"64:ff9b::169.254.169.254", "64:ff9b::8.8.8.8"},
-		"local NAT64, /48":   {"64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:808:8:800::"},
-		"local NAT64, /56":   {"64:ff9b:1:cca9:fe:a9fe::", "64:ff9b:1:cc08:8:808::"},
-		"local NAT64, /64":   {"64:ff9b:1:ccdd:a9:fea9:fe00:0", "64:ff9b:1:ccdd:8:808:800:0"},
-		"local NAT64, /96":   {"64:ff9b:1::169.254.169.254", "64:ff9b:1::8.8.8.8"},
-		"local NAT64, /96 b": {"64:ff9b:1:abcd::a9fe:a9fe", "64:ff9b:1:abcd::808:808"},
-		"6to4":               {"2002:a9fe:a9fe::1", "2002:808:808::1"},
-		"Teredo":             {"2001:0:4136:e378:8000:63bf:5601:5601", "2001:0:4136:e378:8000:63bf:f7f7:f7f7"},
-		"ISATAP":             {"::5efe:169.254.169.254", "::5efe:8.8.8.8"},
-		"ISATAP, unique":     {"::200:5efe:169.254.169.254", "::200:5efe:8.8.8.8"},
-		"ISATAP in a site":   {"2001:db8:1:2::5efe:a9fe:a9fe", "2001:db8:1:2::5efe:808:808"},
-		"ISATAP in fd00::/8": {"fd12::200:5efe:a9fe:a9fe", "fd12::200:5efe:808:808"},
+		"mapped":              {"::ffff:169.254.169.254", "::ffff:8.8.8.8"},
+		"mapped in hex":       {"::ffff:a9fe:a9fe", "::ffff:808:808"},
+		"compatible":          {"::169.254.169.254", "::8.8.8.8"},
+		"translated":          {"::ffff:0:169.254.169.254", "::ffff:0:8.8.8.8"},
+		"NAT64":               {"64:ff9b::169.254.169.254", "64:ff9b::8.8.8.8"},
+		"local NAT64, /48":    {"64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:808:8:800::"},
+		"local NAT64, /56":    {"64:ff9b:1:cca9:fe:a9fe::", "64:ff9b:1:cc08:8:808::"},
+		"local NAT64, /64":    {"64:ff9b:1:ccdd:a9:fea9:fe00:0", "64:ff9b:1:ccdd:8:808:800:0"},
+		"local NAT64, /96":    {"64:ff9b:1::169.254.169.254", "64:ff9b:1::8.8.8.8"},
+		"local NAT64, /96 b":  {"64:ff9b:1:abcd::a9fe:a9fe", "64:ff9b:1:abcd::808:808"},
+		"local NAT64, junk":   {"64:ff9b:1:a9fe:a9:fe01:203:405", "64:ff9b:1:808:8:801:203:405"},
+		"local NAT64, junk b": {"64:ff9b:1:cca9:fe:a9fe:203:405", "64:ff9b:1:cc08:8:808:203:405"},
+		"local NAT64, u set":  {"64:ff9b:1:a9fe:ffa9:fe01:203:405", "64:ff9b:1:808:ff08:801:203:405"},
+		"6to4":                {"2002:a9fe:a9fe::1", "2002:808:808::1"},
+		"Teredo":              {"2001:0:4136:e378:8000:63bf:5601:5601", "2001:0:4136:e378:8000:63bf:f7f7:f7f7"},
+		"ISATAP":              {"::5efe:169.254.169.254", "::5efe:8.8.8.8"},
+		"ISATAP, unique":      {"::200:5efe:169.254.169.254", "::200:5efe:8.8.8.8"},
+		"ISATAP in a site":    {"2001:db8:1:2::5efe:a9fe:a9fe", "2001:db8:1:2::5efe:808:808"},
+		"ISATAP elsewhere":    {"2620:12::200:5efe:a9fe:a9fe", "2620:12::200:5efe:808:808"},
 	} {
 		for i, text := range s {
 			target := net.JoinHostPort(text, "443")
 			for place, err := range map[string]error{
-				"dial":    g.check("host.example:443", netip.MustParseAddr(text)),
-				"literal": g.checkLiteral(target),
+				"dial":    g.check("host.example:443", netip.MustParseAddr(text), false),
+				"literal": g.checkLiteral(target, false),
 			} {
 				if errors.Is(err, ErrForbiddenAddress) != (i == 0) {
 					t.Errorf("%s at %s, %s: %v", name, place, text, err)
@@ -44,17 +47,17 @@ func TestGuardKnowsEveryForm(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"2130706433:80", "0x7f000001:80", "127.1:80", "127.0.0.1.:80", "localhost.:80", "a.localhost:80", "[fe80::1%eth0]:80"} {
-		if err := g.checkLiteral(text); !errors.Is(err, ErrForbiddenAddress) {
+		if err := g.checkLiteral(text, false); !errors.Is(err, ErrForbiddenAddress) {
 			t.Errorf("literal %s: %v", text, err)
 		}
 	}
-	for _, text := range []string{"a.example:80", "1a.example:80", "10.0.0.1:80", "a:80"} {
-		if err := g.checkLiteral(text); err != nil {
+	for _, text := range []string{"a.example:80", "1a.example:80", "8.8.8.8:80", "a:80"} {
+		if err := g.checkLiteral(text, false); err != nil {
 			t.Errorf("literal %s: %v", text, err)
 		}
 	}
 	wide := newGuard([]netip.Prefix{netip.MustParsePrefix("fe80::/10")}, time.Second)
-	if err := wide.check("x:1", netip.MustParseAddr("fe80::5efe:169.254.169.254")); err == nil {
+	if err := wide.check("x:1", netip.MustParseAddr("fe80::5efe:169.254.169.254"), false); err == nil {
 		t.Error("fe80::/10 is allowed, and with it metadata by a tunnel")
 	}
 }

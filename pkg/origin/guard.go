@@ -16,13 +16,16 @@ import (
 
 // guard dials upstreams and refuses addresses that are no upstream's: a client
 // names hosts and an upstream names redirects and token realms, and neither
-// shall reach this machine's own services or a cloud's metadata through us. What
-// is checked is the address of the socket, after DNS, for every connection, so a
-// name that changes its mind gains nothing.
+// shall reach this machine's own services, its network's or a cloud's metadata
+// through us. What is checked is the address of the socket, after DNS, for every
+// connection, so a name that changes its mind gains nothing.
 type guard struct {
 	dialer  net.Dialer
 	allow   []netip.Prefix
-	trusted map[string]bool // host:port of configured endpoints and of the proxy
+	trusted map[string]trust // by host:port, lower case
+	below   []string         // ".example.com": any host below it, at ports 443 and 80, is named
+	own     ownAddresses
+	private bool // Config.Private
 	// reached is where each host:port was reached a moment ago, for when the
 	// resolver is down.
 	reached *expiring[string, netip.AddrPort]
@@ -38,10 +41,26 @@ const (
 	maxReached  = 256
 )
 
-type targetKey struct{}
+// trust is what the operator's configuration says of a host:port.
+type trust uint8
+
+const (
+	// trustNamed: its name may lead to a private address, also one of this machine.
+	trustNamed trust = 1 << iota
+	// trustServed: it is an endpoint or a proxy, and may be at loopback or link-local.
+	trustServed
+	// trustLeads: its redirects and its token realm may be at private addresses.
+	trustLeads
+)
+
+type (
+	targetKey struct{}
+	// insideKey marks a dial for a hop to which a host with trustLeads led.
+	insideKey struct{}
+)
 
 func newGuard(allow []netip.Prefix, timeout time.Duration) *guard {
-	g := &guard{allow: allow, trusted: map[string]bool{}, reached: newExpiring[string, netip.AddrPort](maxReached)}
+	g := &guard{allow: allow, trusted: map[string]trust{}, reached: newExpiring[string, netip.AddrPort](maxReached)}
 	g.dialer = net.Dialer{
 		Timeout:        timeout,
 		ControlContext: g.control,
@@ -52,8 +71,69 @@ func newGuard(allow []netip.Prefix, timeout time.Duration) *guard {
 	return g
 }
 
-// trust exempts the host and port of u, which the operator named.
-func (g *guard) trust(u *url.URL) { g.trusted[dialAddr(u)] = true }
+// trust exempts the host and port of u, at which the operator says that a registry is
+// served.
+func (g *guard) trust(u *url.URL) {
+	g.trusted[strings.ToLower(dialAddr(u))] |= trustNamed | trustServed | trustLeads
+}
+
+// trustProxy exempts the host and port of an HTTP proxy.
+func (g *guard) trustProxy(u *url.URL) {
+	g.trusted[strings.ToLower(dialAddr(u))] |= trustNamed | trustServed
+}
+
+// name takes note of a registry that the operator named: "ghcr.io", "*.example.com".
+func (g *guard) name(pattern string) error {
+	if rest, wild := strings.CutPrefix(pattern, "*"); wild {
+		g.below = append(g.below, strings.ToLower(rest))
+		return nil
+	}
+	name, err := ParseRegistry(pattern)
+	if err != nil {
+		return err
+	}
+	level := trustNamed | trustLeads
+	if name == dockerHub { // the default of several settings; nothing of it is in a private network
+		level = trustNamed
+	}
+	u := defaultEndpoint(name)
+	g.trusted[dialAddr(u)] |= level
+	if u.Port() == "" {
+		g.trusted[net.JoinHostPort(u.Hostname(), "80")] |= level
+	}
+	return nil
+}
+
+// level is what is known of target, host:port.
+func (g *guard) level(target string) trust {
+	target = strings.ToLower(target)
+	host, port, err := net.SplitHostPort(target)
+	if err != nil {
+		return 0
+	}
+	host = strings.TrimSuffix(host, ".")
+	if t, ok := g.trusted[net.JoinHostPort(host, port)]; ok {
+		return t
+	}
+	if port == "443" || port == "80" {
+		for _, suffix := range g.below {
+			if strings.HasSuffix(host, suffix) {
+				return trustNamed | trustLeads
+			}
+		}
+	}
+	return 0
+}
+
+// leads reports whether what the server at u says, a redirect or a realm, may lead to a
+// private address.
+func (g *guard) leads(u *url.URL) bool { return g.level(dialAddr(u))&trustLeads != 0 }
+
+// dialInside is dial for a hop to which a host with trustLeads led. Connections of the
+// two are never shared: see wire.
+func (g *guard) dialInside(ctx context.Context, network, addr string) (net.Conn, error) {
+	return g.dial(context.WithValue(ctx, insideKey{}, true), network, addr)
+}
 
 // dial connects to addr, host:port, for an http.Transport. The error wraps
 // ErrForbiddenAddress where the guard said no to every address of the host.
@@ -82,7 +162,8 @@ func (g *guard) control(ctx context.Context, _, address string, raw syscall.RawC
 		return &ForbiddenAddressError{Target: target, Why: classUnreadable}
 	}
 	setUserTimeout(raw, maxUnacked)
-	return g.check(target, ap.Addr())
+	inside, _ := ctx.Value(insideKey{}).(bool)
+	return g.check(target, ap.Addr(), inside)
 }
 
 // setUserTimeout bounds how long sent data may be unacknowledged. Without it the
@@ -93,10 +174,15 @@ func setUserTimeout(raw syscall.RawConn, d time.Duration) {
 	})
 }
 
-// check errs unless target, host:port, may lead to addr.
-func (g *guard) check(target string, addr netip.Addr) error {
+// check errs unless target, host:port, may lead to addr; inside says that a host with
+// trustLeads led to target.
+func (g *guard) check(target string, addr netip.Addr, inside bool) error {
 	for _, to := range readings(addr) {
-		if why := addressClass(to); why != "" && !g.excused(target, addr, to, why) {
+		why := addressClass(to)
+		if (why == "" || why == classPrivate) && g.own.has(to) {
+			why = classOwn
+		}
+		if why != "" && !(inside && why == classPrivate) && !g.excused(target, addr, to, why) {
 			return &ForbiddenAddressError{Target: target, Addr: addr, Why: why}
 		}
 	}
@@ -106,13 +192,27 @@ func (g *guard) check(target string, addr netip.Addr) error {
 // excused tells whether the operator meant that target leads to addr, although that
 // can be read as to, which is refused for why.
 func (g *guard) excused(target string, addr, to netip.Addr, why string) bool {
+	if g.private && (why == classPrivate || why == classOwn) {
+		return true
+	}
 	for _, p := range g.allow {
+		// A network is not meant to hold this machine's own services too.
+		if why == classOwn && !p.IsSingleIP() {
+			continue
+		}
 		// A wide prefix of IPv6 does not mean each IPv4 address that forms of it hold.
 		if p.Contains(to) || p.Bits() > 64 && p.Contains(addr.WithZone("")) {
 			return true
 		}
 	}
-	if !g.trusted[strings.ToLower(target)] {
+	level := g.level(target)
+	if level == 0 {
+		return false
+	}
+	if why == classPrivate || why == classOwn {
+		return true
+	}
+	if level&trustServed == 0 {
 		return false
 	}
 	// The operator may name any address. A configured *name* is good for the
@@ -127,17 +227,17 @@ func (g *guard) excused(target string, addr, to netip.Addr, why string) bool {
 
 // checkLiteral checks a target, host:port, that somebody else will dial for us.
 // Only an address that it spells out can be judged.
-func (g *guard) checkLiteral(target string) error {
+func (g *guard) checkLiteral(target string, inside bool) error {
 	host, _, err := net.SplitHostPort(target)
 	if err != nil {
 		return nil
 	}
 	host = strings.TrimSuffix(strings.ToLower(host), ".")
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		return g.check(target, netip.AddrFrom4([4]byte{127, 0, 0, 1}))
+		return g.check(target, netip.AddrFrom4([4]byte{127, 0, 0, 1}), inside)
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return g.check(target, addr)
+		return g.check(target, addr, inside)
 	}
 	if last := host[strings.LastIndexByte(host, '.')+1:]; last != "" && last[0] >= '0' && last[0] <= '9' {
 		// 127.1 and 0x7f000001 are names to us and addresses to other resolvers.
@@ -154,6 +254,8 @@ const (
 	classUnspecified = "unspecified"
 	classBroadcast   = "broadcast"
 	classUnreadable  = "unreadable"
+	classPrivate     = "private"
+	classOwn         = "own" // of this machine
 )
 
 // addressClass names the class of addresses that addr, already unmapped, is
@@ -184,8 +286,30 @@ func addressClass(addr netip.Addr) string {
 		return classLinkLocal
 	case addr.IsMulticast():
 		return classMulticast
+	case isPrivate(addr):
+		return classPrivate
 	}
 	return ""
+}
+
+// isPrivate reports whether addr is one that the Internet does not route to: networks
+// use it for what is theirs alone.
+func isPrivate(addr netip.Addr) bool {
+	if addr.IsPrivate() { // RFC 1918, fc00::/7
+		return true
+	}
+	b := addr.As16()
+	if addr.Is6() {
+		return b[0] == 0xfe && b[1]&0xc0 == 0xc0 // site-local, deprecated by RFC 3879
+	}
+	switch a := b[12:]; {
+	case a[0] == 100 && a[1]&0xc0 == 64, // carriers, RFC 6598
+		a[0] == 192 && a[1] == 0 && a[2] == 0, // protocols, RFC 6890
+		a[0] == 198 && a[1]&0xfe == 18,        // benchmarks, RFC 2544
+		a[0] >= 240:                           // reserved, RFC 1112
+		return true
+	}
+	return false
 }
 
 func isMetadata6(addr netip.Addr) bool {

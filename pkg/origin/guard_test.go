@@ -29,9 +29,12 @@ func TestGuardClasses(t *testing.T) {
 		"2002:a9fe:a9fe::1": "cloud metadata", "fd00:ec2::254": "cloud metadata", "fd20:ce::254": "cloud metadata",
 		"100.100.100.200": "cloud metadata", "168.63.129.16": "cloud metadata",
 		"224.0.0.1": "multicast", "ff02::1": "multicast", "255.255.255.255": "broadcast",
-		"10.0.0.1": "", "192.168.1.1": "", "172.16.0.1": "", "fd00::1": "", "100.64.0.1": "", "8.8.8.8": "", "2001:db8::1": "",
+		"10.0.0.1": "private", "192.168.1.1": "private", "172.16.0.1": "private", "172.31.255.255": "private", "fd00::1": "private",
+		"fc00::1": "private", "fec0::1": "private", "100.64.0.1": "private", "198.19.0.1": "private", "240.0.0.1": "private", "192.0.0.170": "private",
+		"::ffff:10.0.0.1": "private", "64:ff9b::a00:1": "private", "64:ff9b:1::a00:1": "private", "2002:a00:1::": "private",
+		"172.32.0.1": "", "100.128.0.1": "", "192.0.1.1": "", "8.8.8.8": "", "2001:db8::1": "",
 	} {
-		err := g.check("host.example:443", netip.MustParseAddr(addr))
+		err := g.check("host.example:443", netip.MustParseAddr(addr), false)
 		var forbidden *ForbiddenAddressError
 		switch {
 		case why == "" && err != nil:
@@ -67,7 +70,7 @@ func TestGuardExceptions(t *testing.T) {
 		{"169.254.169.254:80", "169.254.169.254", true}, // the operator wrote it
 		{"169.254.169.254:81", "169.254.169.254", false},
 	} {
-		if err := g.check(c.target, netip.MustParseAddr(c.addr)); (err == nil) != c.ok {
+		if err := g.check(c.target, netip.MustParseAddr(c.addr), false); (err == nil) != c.ok {
 			t.Errorf("%s at %s: %v", c.target, c.addr, err)
 		}
 	}
@@ -269,7 +272,7 @@ func TestGuardBehindProxy(t *testing.T) {
 		t.Fatalf("%v, %v", resp, err)
 	}
 	_ = resp.Body.Close()
-	for _, u := range []string{"http://169.254.169.254/latest", "http://[fd00:ec2::254]/x"} {
+	for _, u := range []string{"http://169.254.169.254/latest", "http://[fd00:ec2::254]/x", "http://10.0.0.1/x", "http://192.168.1.1:8080/", "http://[fd00::1]/"} {
 		if _, err := c.Get(t.Context(), Ref{Kind: KindURL, URL: u}, nil); !errors.Is(err, ErrForbiddenAddress) {
 			t.Errorf("%s: %v; want ErrForbiddenAddress", u, err)
 		}

@@ -24,7 +24,9 @@ type route struct {
 	// away: a hop has left home, so its client certificate is not shown any more,
 	// not even to home: the hop between chose the path.
 	away bool
-	lane lane
+	// inside: a host that the operator named led here, so this may be a private address.
+	inside bool
+	lane   lane
 	// resumed: it takes up what had begun to come, so silence is a fault.
 	resumed bool
 }
@@ -52,11 +54,25 @@ type lanes struct {
 	ask, bulk *http.Transport
 }
 
+// lanePair are the connections of hops to private addresses, which a host that the
+// operator named led to, and those of others. They are apart: what one may reach the
+// other must not find open.
+type lanePair struct {
+	outside, inside lanes
+}
+
+func (p lanePair) of(r route) lanes {
+	if r.inside {
+		return p.inside
+	}
+	return p.outside
+}
+
 // hostLanes are those of a conversation that begins at a listed host.
 type hostLanes struct {
-	home lanes // with the host's CA and client certificate
-	away lanes // with its CA alone
-	ca   bool  // the host has a CA of its own
+	home lanes    // with the host's CA and client certificate
+	away lanePair // with its CA alone
+	ca   bool     // the host has a CA of its own
 }
 
 const (
@@ -69,7 +85,7 @@ const (
 
 // newHostLanes makes the lanes of the listed hosts that have a CA or a client
 // certificate of their own, by the origin of their endpoint.
-func newHostLanes(cfg Config, dial dialFunc, choose proxyFunc, log *zap.Logger) (map[string]hostLanes, error) {
+func newHostLanes(cfg Config, dial dialPair, choose proxyFunc, log *zap.Logger) (map[string]hostLanes, error) {
 	out, owner := map[string]hostLanes{}, map[string]Host{}
 	for _, h := range cfg.Hosts {
 		if h.CAFile == "" && h.CertFile == "" {
@@ -92,24 +108,31 @@ func newHostLanes(cfg Config, dial dialFunc, choose proxyFunc, log *zap.Logger) 
 			}
 			l.ca = true
 		}
-		l.away = newLanes(cfg, dial, choose, &tls.Config{RootCAs: roots})
-		l.home = l.away
+		l.away = newLanePair(cfg, dial, choose, func() *tls.Config { return &tls.Config{RootCAs: roots} })
+		l.home = l.away.outside
 		if h.CertFile != "" {
 			cert, err := newClientCert(h, log)
 			if err != nil {
 				return nil, fmt.Errorf("host %s: certFile, keyFile: %w", h.Name, err)
 			}
-			l.home = newLanes(cfg, dial, choose, &tls.Config{RootCAs: roots, GetClientCertificate: cert.get})
+			l.home = newLanes(cfg, dial.outside, choose, false, &tls.Config{RootCAs: roots, GetClientCertificate: cert.get})
 		}
 		out[at] = l
 	}
 	return out, nil
 }
 
-func newLanes(cfg Config, dial dialFunc, choose proxyFunc, config *tls.Config) lanes {
+func newLanePair(cfg Config, dial dialPair, choose proxyFunc, config func() *tls.Config) lanePair {
+	return lanePair{
+		outside: newLanes(cfg, dial.outside, choose, false, config()),
+		inside:  newLanes(cfg, dial.inside, choose, true, config()),
+	}
+}
+
+func newLanes(cfg Config, dial dialFunc, choose proxyFunc, inside bool, config *tls.Config) lanes {
 	config.MinVersion = tls.VersionTLS12
 	ask := &http.Transport{
-		Proxy:                  func(req *http.Request) (*url.URL, error) { return choose(req.URL) },
+		Proxy:                  func(req *http.Request) (*url.URL, error) { return choose(req.URL, inside) },
 		DialContext:            dial,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    cfg.DialTimeout,
@@ -173,12 +196,12 @@ func (w *wire) lanes(u *url.URL, r route) lanes {
 	}
 	// Another listed host with a CA of its own is known by that one.
 	if there, ok := w.special[target]; ok && there.ca {
-		return there.away
+		return there.away.of(r)
 	}
 	if listed {
-		return home.away
+		return home.away.of(r)
 	}
-	return w.plain
+	return w.plain.of(r)
 }
 
 // roundTrip sends req on its lane. A server that speaks HTTP/2 alone gets the
@@ -217,9 +240,11 @@ func speaksOnlyHTTP2(err error) bool {
 func (w *wire) closeIdle() {
 	for _, h := range w.special {
 		h.home.closeIdle()
-		h.away.closeIdle()
+		h.away.outside.closeIdle()
+		h.away.inside.closeIdle()
 	}
-	w.plain.closeIdle()
+	w.plain.outside.closeIdle()
+	w.plain.inside.closeIdle()
 }
 
 func (l lanes) closeIdle() {

@@ -25,6 +25,8 @@ type call struct {
 	relay bool
 	// resumed: it takes up what had begun to come.
 	resumed bool
+	// inside: url is where a host that the operator named led.
+	inside bool
 	// pause is whom a 429 in answer is for.
 	pause pauseKey
 }
@@ -36,6 +38,8 @@ type answer struct {
 	from *url.URL
 	// away: some hop was not at home.
 	away bool
+	// inside: it may be at a private address, see insideNext.
+	inside bool
 }
 
 const maxRedirects = 10
@@ -45,18 +49,18 @@ const maxRedirects = 10
 // led away, since that hop chose the path; Range goes everywhere. The error wraps
 // ErrRedirect for what is not followed.
 func (w *wire) follow(ctx context.Context, c call) (answer, error) {
-	u, away, seen := c.url, false, map[string]bool{}
+	u, away, inside, seen := c.url, false, c.inside, map[string]bool{}
 	var first *http.Response // the redirect that came from c.url
 	for {
 		seen[u.String()] = true
 		away = away || originOf(u) != c.home
-		resp, err := w.hop(ctx, c, u, away)
+		resp, err := w.hop(ctx, c, u, away, inside)
 		if err != nil {
 			return redirected(c, first, ctx.Err(), err)
 		}
 		next, err := redirectTarget(resp, u)
 		if next == nil && err == nil {
-			return answer{Response: resp, from: u, away: away}, nil
+			return answer{Response: resp, from: u, away: away, inside: inside}, nil
 		}
 		if first == nil {
 			first = resp
@@ -74,6 +78,7 @@ func (w *wire) follow(ctx context.Context, c call) (answer, error) {
 		if err != nil {
 			return redirected(c, first, ctx.Err(), err)
 		}
+		inside = w.insideNext(u, next, inside)
 		u = next
 	}
 }
@@ -88,13 +93,20 @@ func redirected(c call, first *http.Response, gone, err error) (answer, error) {
 	return answer{Response: first, from: c.url}, nil
 }
 
-func (w *wire) hop(ctx context.Context, c call, u *url.URL, away bool) (*http.Response, error) {
+// insideNext reports whether next, to which the server at u leads, may be at a private
+// address: where the operator named u, or u itself was reached by that and next is the same
+// host.
+func (w *wire) insideNext(u, next *url.URL, inside bool) bool {
+	return w.leads(u) || inside && strings.EqualFold(u.Hostname(), next.Hostname())
+}
+
+func (w *wire) hop(ctx context.Context, c call, u *url.URL, away, inside bool) (*http.Response, error) {
 	req := &http.Request{
 		Method: c.method, URL: u, Host: u.Host, Header: c.header.Clone(),
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	req = req.WithContext(ctx)
-	r := route{home: c.home, away: away, lane: c.lane, resumed: c.resumed}
+	r := route{home: c.home, away: away, inside: inside, lane: c.lane, resumed: c.resumed}
 	if away {
 		req.Header = awayHeader(c.header)
 	} else if c.solve != nil && req.Header.Get("Authorization") == "" {

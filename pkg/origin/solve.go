@@ -249,7 +249,7 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	u, header, left := realm, req.Header.Clone(), false
+	u, header, left, inside := realm, req.Header.Clone(), false, s.wire.leads(s.home)
 	header.Set("User-Agent", s.userAgent)
 	for range maxTokenHops {
 		left = left || originOf(u) != originOf(realm)
@@ -260,7 +260,7 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 			Method: req.Method, URL: u, Host: u.Host, Header: header, Body: req.Body, ContentLength: req.ContentLength,
 			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		}
-		resp, err := s.sendRealm(out.WithContext(req.Context()), req.GetBody, left)
+		resp, err := s.sendRealm(out.WithContext(req.Context()), req.GetBody, left, inside)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", redactURL(u), err)
 		}
@@ -275,9 +275,11 @@ func (s *solver) askRealm(req *http.Request) (*http.Response, error) {
 		if req.Method != http.MethodGet {
 			return nil, fmt.Errorf("%s: %w: what was sent holds a credential", redactURL(u), ErrRedirect)
 		}
-		if u, err = parseRealm(next.String(), realm); err != nil {
+		if next, err = parseRealm(next.String(), realm); err != nil {
 			return nil, fmt.Errorf("%s: %w: %w", redactURL(realm), ErrRedirect, err)
 		}
+		inside = s.wire.insideNext(u, next, inside)
+		u = next
 	}
 	return nil, fmt.Errorf("%s: %w: too many of them", redactURL(realm), ErrRedirect)
 }
@@ -287,8 +289,8 @@ const maxTokenHops = 5
 // sendRealm sends one token request. A realm at the registry's own name that cannot
 // be reached there is looked for at the endpoint, which the operator says the name is
 // served at.
-func (s *solver) sendRealm(req *http.Request, body func() (io.ReadCloser, error), left bool) (*http.Response, error) {
-	r := route{home: originOf(s.home), away: left, lane: laneAsk}
+func (s *solver) sendRealm(req *http.Request, body func() (io.ReadCloser, error), left, inside bool) (*http.Response, error) {
+	r := route{home: originOf(s.home), away: left, inside: inside, lane: laneAsk}
 	resp, err := s.wire.send(req, r)
 	if err == nil || left || req.Context().Err() != nil {
 		return resp, err

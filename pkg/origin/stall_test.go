@@ -241,7 +241,7 @@ func TestDeadPeersAreFound(t *testing.T) {
 	for name, d := range map[string]struct {
 		dial dialFunc
 		want time.Duration
-	}{"questions": {c.wire.plain.ask.DialContext, maxUnacked}, "blobs": {c.wire.plain.bulk.DialContext, c.cfg.StallTimeout}} {
+	}{"questions": {c.wire.plain.outside.ask.DialContext, maxUnacked}, "blobs": {c.wire.plain.outside.bulk.DialContext, c.cfg.StallTimeout}} {
 		conn, err := d.dial(t.Context(), "tcp", strings.TrimPrefix(s.URL, "http://"))
 		if err != nil {
 			t.Fatal(err)

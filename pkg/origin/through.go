@@ -19,14 +19,15 @@ import (
 )
 
 // proxyFunc says which proxy a URL is reached through, nil for none. It errs
-// where the guard refuses what the URL spells out.
-type proxyFunc func(*url.URL) (*url.URL, error)
+// where the guard refuses what the URL spells out; inside says that a host with
+// trustLeads led there.
+type proxyFunc func(to *url.URL, inside bool) (*url.URL, error)
 
 // newProxy returns the choice of a proxy that c makes, and trusts the proxies'
 // addresses.
 func newProxy(c Config, g *guard) (proxyFunc, error) {
 	if c.Proxy == "none" {
-		return func(*url.URL) (*url.URL, error) { return nil, nil }, nil
+		return func(*url.URL, bool) (*url.URL, error) { return nil, nil }, nil
 	}
 	env := httpproxy.FromEnvironment()
 	if c.Proxy != "" {
@@ -43,15 +44,15 @@ func newProxy(c Config, g *guard) (proxyFunc, error) {
 		if err != nil {
 			return nil, errors.New("proxy of the environment (HTTPS_PROXY, HTTP_PROXY): not a URL")
 		}
-		g.trust(u)
+		g.trustProxy(u)
 	}
 	choose := env.ProxyFunc()
-	return func(to *url.URL) (*url.URL, error) {
+	return func(to *url.URL, inside bool) (*url.URL, error) {
 		u, err := choose(to)
 		if u == nil || err != nil {
 			return nil, err
 		}
-		return u, g.checkLiteral(dialAddr(to))
+		return u, g.checkLiteral(dialAddr(to), inside)
 	}, nil
 }
 

@@ -12,7 +12,7 @@ import (
 // Config.Proxy or HTTPS_PROXY names for https at this address. Config.OnlyListed
 // does not count. The error wraps ErrForbiddenAddress where the guard says no.
 func (c *Client) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	via, err := c.proxy(&url.URL{Scheme: "https", Host: addr})
+	via, err := c.proxy(&url.URL{Scheme: "https", Host: addr}, false)
 	if err != nil {
 		return nil, err
 	}

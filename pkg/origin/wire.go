@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -18,12 +19,18 @@ import (
 
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
+// dialPair dials hops to which a host that the operator named led, and others.
+type dialPair struct {
+	outside, inside dialFunc
+}
+
 // wire sends single requests: it follows no redirect, tries nothing twice and
 // solves no challenge.
 type wire struct {
 	answer  time.Duration // silence before an answer
 	stall   time.Duration // silence in the middle of one
-	plain   lanes
+	plain   lanePair
+	leads   func(*url.URL) bool  // of the guard
 	special map[string]hostLanes // by the origin of an endpoint
 	metrics *metrics
 	limits  []*limit.Bucket // that the bytes of blobs wait for
@@ -34,14 +41,14 @@ type wire struct {
 // maxPush bounds one request of a push, which may be a blob of many GB.
 const maxPush = 24 * time.Hour
 
-func newWire(cfg Config, dial dialFunc, choose proxyFunc, m *metrics, log *zap.Logger) (*wire, error) {
+func newWire(cfg Config, dial dialPair, choose proxyFunc, leads func(*url.URL) bool, m *metrics, log *zap.Logger) (*wire, error) {
 	special, err := newHostLanes(cfg, dial, choose, log)
 	if err != nil {
 		return nil, err
 	}
 	return &wire{
-		answer: cfg.AnswerTimeout, stall: cfg.StallTimeout, metrics: m, special: special,
-		plain:     newLanes(cfg, dial, choose, &tls.Config{}),
+		answer: cfg.AnswerTimeout, stall: cfg.StallTimeout, metrics: m, special: special, leads: leads,
+		plain:     newLanePair(cfg, dial, choose, func() *tls.Config { return &tls.Config{} }),
 		http2Only: newExpiring[string, struct{}](maxTold),
 	}, nil
 }

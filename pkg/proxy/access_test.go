@@ -139,7 +139,7 @@ func TestPublicIsPublicForAll(t *testing.T) {
 // fakeClock runs a face in a bubble of its own time.
 func fakeClock(t *testing.T, g *registry, fn func(get func(path, authorization string) int)) {
 	synctest.Test(t, func(t *testing.T) {
-		p, err := proxy.New(proxy.Config{}, proxytest.NewTasks(t.TempDir(), upstream{g}), upstream{g}, zap.NewNop(), nil)
+		p, err := proxy.New(proxy.Config{Names: []string{"example.com"}}, proxytest.NewTasks(t.TempDir(), upstream{g}), upstream{g}, zap.NewNop(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

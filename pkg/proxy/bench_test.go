@@ -48,7 +48,7 @@ func BenchmarkBlob(b *testing.B) {
 	g.keep("app/img", data)
 	for name, s := range map[string]shelf{"sealed": {file: file, data: data}, "waiting": {data: data}} {
 		b.Run(name, func(b *testing.B) {
-			p, err := proxy.New(proxy.Config{}, s, upstream{g}, zap.NewNop(), nil)
+			p, err := proxy.New(proxy.Config{Names: []string{"example.com"}}, s, upstream{g}, zap.NewNop(), nil)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -312,7 +312,7 @@ func TestClientThatReadsNothingIsDropped(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path)
 		w.main.Close() // returns only when the handler has given up
 		n, _ := io.Copy(io.Discard, conn)
 		if n >= int64(len(data)) {
@@ -333,7 +333,7 @@ func TestKeepAliveOutlivesTheWriteTimeout(t *testing.T) {
 	timer := time.AfterFunc(80*time.Millisecond, func() { b.Arrive(1000) }) // longer than the timeout
 	defer timer.Stop()
 	for range 2 {
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", path)
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
 			t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -18,6 +19,11 @@ type Config struct {
 	// Default docker.io.
 	DefaultRegistry string `yaml:"defaultRegistry" doc:"Registry of requests that name none."`
 
+	// Names are further names and addresses by which clients call the mirror faces: of a
+	// Service, of a load balancer. A face answers to localhost, to loopback, to the address
+	// by which a client came and to the machine's host name without being told; any other
+	// Host is refused, for a page in a browser can have its own name lead here.
+	Names []string `yaml:"names" doc:"Names and addresses, without port, by which clients on other machines call the mirror faces, such as damselfly.kube-system.svc. Loopback, the address by which a client comes and the machine's host name need no entry; requests to any other name are refused, because a web page can have its own name lead here."`
 	// Intercept lists the registry hosts that the forward proxy serves itself, over
 	// TLS with a certificate of its own CA: "ghcr.io" (ports 443 and 80),
 	// "registry.example.com:5000" (that port), "*.example.com" (any host below it).
@@ -101,6 +107,14 @@ func (c Config) Validate() error {
 	}
 	if _, err := parseHosts(c.Intercept); err != nil {
 		return err
+	}
+	for i, name := range c.Names {
+		if _, err := netip.ParseAddr(plainHost(name)); err == nil {
+			continue
+		}
+		if _, err := origin.ParseRegistry(name); err != nil || strings.Contains(name, ":") {
+			return fmt.Errorf("proxy.names[%d]: %q is no name or address; write it without port, such as damselfly.kube-system.svc", i, clip(name))
+		}
 	}
 	for _, d := range []struct {
 		name  string

@@ -36,13 +36,15 @@ const (
 // tunnel. Plain http:// requests likewise. Without Config.CADir it refuses
 // everything.
 func (p *Proxy) ForwardProxy() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return p.within(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case p.ca == nil:
 			(&apiError{status: http.StatusNotImplemented, code: codeUnsupported,
 				message: "this node has no forward proxy; set proxy.caDir to have one"}).write(w)
 		case p.looped(r.Header):
 			(&apiError{status: http.StatusLoopDetected, code: codeUnsupported, message: "the request came from this proxy"}).write(w)
+		case strange(r.Header, r.URL.Host):
+			refusePage().write(w)
 		case r.Method == http.MethodConnect:
 			p.connect(w, r)
 		case r.URL.Host != "":
@@ -51,7 +53,7 @@ func (p *Proxy) ForwardProxy() http.Handler {
 			(&apiError{status: http.StatusBadRequest, code: codeUnsupported,
 				message: "this is an HTTP proxy: set HTTPS_PROXY to its address; as a registry mirror use the node's other port"}).write(w)
 		}
-	})
+	}))
 }
 
 // endpoint is the host:port of a CONNECT or of an absolute URL.
@@ -160,6 +162,7 @@ func (p *Proxy) hijack(w http.ResponseWriter) (net.Conn, error) {
 // release closes what hijack returned.
 func (p *Proxy) release(conn net.Conn) {
 	_ = conn.Close()
+	p.callers.leave(conn)
 	p.leave()
 }
 
@@ -204,11 +207,15 @@ func (p *Proxy) intercept(w http.ResponseWriter, f face, host string) {
 
 // newInner is the server for what is inside intercepted connections.
 func (p *Proxy) newInner() *http.Server {
-	s := p.Server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := p.server(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !p.enter() {
 			panic(http.ErrAbortHandler)
 		}
 		defer p.leave()
+		if strange(r.Header, r.Host) {
+			refusePage().write(w)
+			return
+		}
 		f, _ := r.Context().Value(faceKey{}).(face)
 		p.face(f).ServeHTTP(w, r)
 	}))

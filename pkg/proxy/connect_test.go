@@ -348,7 +348,7 @@ func TestForwardProxyNeedsCAAndDialer(t *testing.T) {
 	if g := do(t, "GET", server.URL+"/"); g.status != 501 || g.code() != "UNSUPPORTED" || w.proxy.CAFile() != "" {
 		t.Errorf("%d %s", g.status, g.body)
 	}
-	if _, err := proxy.New(proxy.Config{CADir: t.TempDir()}, w.tasks, upstream{w.origin}, zap.NewNop(), nil); err == nil {
+	if _, err := proxy.New(proxy.Config{Names: []string{"example.com"}, CADir: t.TempDir()}, w.tasks, upstream{w.origin}, zap.NewNop(), nil); err == nil {
 		t.Error("a forward proxy without a dialer")
 	}
 }

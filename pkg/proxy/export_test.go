@@ -24,3 +24,6 @@ const (
 	AnotherDigest = anotherDigest
 	OwnDigest     = ownDigest
 )
+
+// MaxClientConns is maxClientConns.
+const MaxClientConns = maxClientConns

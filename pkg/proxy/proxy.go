@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -122,10 +123,12 @@ type Proxy struct {
 	detached atomic.Int64 // flights under way
 	buffers  sync.Pool
 
-	hosts hostSet
-	ca    *authority // nil: no forward proxy
-	inner *http.Server
-	plain *plainProxy
+	names   map[string]bool // of this node, see called
+	callers *callers
+	hosts   hostSet
+	ca      *authority // nil: no forward proxy
+	inner   *http.Server
+	plain   *plainProxy
 
 	base    context.Context // ends when the proxy closes
 	cancel  context.CancelFunc
@@ -151,6 +154,7 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 	}
 	p := &Proxy{
 		cfg: cfg, tasks: tasks, upstream: upstream, log: log, metrics: m, name: rand.Text(),
+		names: namesOf(cfg.Names), callers: newCallers(),
 		grants: newLRU[grantKey, grant](cfg.GrantEntries), public: newLRU[place, grant](cfg.GrantEntries),
 		infos: newLRU[place, info](cfg.GrantEntries), unfit: newLRU[place, time.Time](maxTags),
 		tags: newLRU[tagKey, resolved](maxTags), heads: newLRU[tagKey, headed](maxTags), last: newLRU[tagKey, resolved](maxTags),
@@ -189,18 +193,31 @@ func New(cfg Config, tasks Tasks, upstream Upstream, log *zap.Logger, reg promet
 // writes.
 func (p *Proxy) Registry(defaultRegistry string) http.Handler {
 	if defaultRegistry == "" {
-		return p.face(face{fallback: p.cfg.DefaultRegistry})
+		return p.guarded(p.face(face{fallback: p.cfg.DefaultRegistry}))
 	}
 	name, err := origin.ParseRegistry(defaultRegistry)
 	if err != nil {
 		panic(err)
 	}
-	return p.face(face{registry: name})
+	return p.guarded(p.face(face{registry: name}))
 }
 
 // Server is an HTTP/1.1 server for a face, with the limits that the faces rely
-// on. The caller sets its address, serves and shuts it down.
+// on: of time, of headers, and of connections, in ConnContext and ConnState. The caller
+// sets its address, serves and shuts it down.
 func (p *Proxy) Server(h http.Handler) *http.Server {
+	s := p.server(h)
+	s.ConnContext = p.callers.enter
+	s.ConnState = func(c net.Conn, state http.ConnState) {
+		if state == http.StateClosed { // a hijacked one leaves by release
+			p.callers.leave(c)
+		}
+	}
+	return s
+}
+
+// server is Server for connections that are counted already.
+func (p *Proxy) server(h http.Handler) *http.Server {
 	errorLog, err := zap.NewStdLogAt(p.log, zap.DebugLevel)
 	if err != nil {
 		errorLog = zap.NewStdLog(p.log)

@@ -57,6 +57,10 @@ func (p *Proxy) conclude(w *response, r *http.Request, t target, err error) {
 			return
 		}
 		w.result = resultOf(e.status)
+		if errors.Is(err, origin.ErrForbiddenAddress) && p.first(t.registry+" address") {
+			p.log.Warn("a registry leads to an address that origins may not have; clients go on to it by themselves. If it is meant, list it under origin.hosts, on the seeds too",
+				zap.String("registry", t.registry), zap.String("error", scrub(err)))
+		}
 		if e.cause != nil {
 			p.log.Info("request failed", zap.Stringer("ref", t.ref()), zap.Int("status", e.status), zap.String("error", scrub(e.cause)))
 		}

@@ -229,7 +229,7 @@ func TestTagsAreJoinedAndBelievedForAWhile(t *testing.T) {
 		old := g.manifests["app/img@v1"]
 		arrived := make(chan struct{})
 		g.hook = func(http.ResponseWriter, *http.Request) bool { <-arrived; return false }
-		p, err := proxy.New(proxy.Config{}, proxytest.NewTasks(t.TempDir(), upstream{g}), upstream{g}, zap.NewNop(), nil)
+		p, err := proxy.New(proxy.Config{Names: []string{"example.com"}}, proxytest.NewTasks(t.TempDir(), upstream{g}), upstream{g}, zap.NewNop(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

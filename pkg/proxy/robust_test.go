@@ -126,14 +126,14 @@ func raw(t *testing.T, w *world, request string) string {
 func TestAbusiveRequests(t *testing.T) {
 	w := newWorld(t, nil)
 	w.origin.push("app/img", "v1", noise(10))
-	const get = "GET /v2/app/img/manifests/v1 HTTP/1.1\r\nHost: x\r\n"
+	const get = "GET /v2/app/img/manifests/v1 HTTP/1.1\r\nHost: localhost\r\n"
 	for name, c := range map[string]struct{ request, want string }{
 		"body on GET":       {get + "Content-Length: 3\r\n\r\nabc", "400"},
 		"chunked GET":       {get + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
 		"length and chunks": {get + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"},
 		"huge header":       {get + "X: " + strings.Repeat("a", 64<<10) + "\r\n\r\n", "431"},
-		"TRACE":             {"TRACE /v2/app/img/x/y HTTP/1.1\r\nHost: x\r\n\r\n", "405"},
-		"CONNECT":           {"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", "404"},
+		"TRACE":             {"TRACE /v2/app/img/x/y HTTP/1.1\r\nHost: localhost\r\n\r\n", "405"},
+		"CONNECT":           {"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\n\r\n", "404"},
 		"HTTP/1.0":          {"GET /v2/ HTTP/1.0\r\n\r\n", "200"},
 	} {
 		if line := raw(t, w, c.request); !strings.Contains(line, " "+c.want+" ") {
@@ -153,7 +153,7 @@ func (broken) Forward(http.ResponseWriter, *http.Request, string) error { panic(
 
 func TestPanicCostsOneRequest(t *testing.T) {
 	w := newWorld(t, nil)
-	p, err := proxy.New(proxy.Config{}, w.tasks, broken{}, zap.NewNop(), nil)
+	p, err := proxy.New(proxy.Config{Names: []string{"example.com"}}, w.tasks, broken{}, zap.NewNop(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestFacesSpeakToTheRealOriginClient(t *testing.T) {
 	}
 	defer client.Close()
 	w := newWorld(t, nil)
-	p, err := proxy.New(proxy.Config{}, w.tasks, client, zap.NewNop(), nil)
+	p, err := proxy.New(proxy.Config{Names: []string{"example.com"}}, w.tasks, client, zap.NewNop(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

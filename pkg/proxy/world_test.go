@@ -271,7 +271,7 @@ func newWorld(t *testing.T, change func(*proxy.Config)) *world {
 	w.tasks = proxytest.NewTasks(t.TempDir(), upstream{w.origin})
 	core, logs := observer.New(zapcore.DebugLevel)
 	w.logs = logs
-	var cfg proxy.Config
+	cfg := proxy.Config{Names: []string{"example.com"}} // that of httptest.NewRequest
 	if change != nil {
 		change(&cfg)
 	}

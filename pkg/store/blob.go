@@ -42,6 +42,9 @@ type Blob struct {
 	found  bool // it said so when the store was opened; whether a power cut leaves it is not known
 	gone   bool // files are deleted
 
+	// proving is held while a blob that is shared is proven again. It is taken before disk.
+	proving sync.Mutex
+
 	mu       sync.Mutex
 	change   *sync.Cond // writers, writing, resetting, checking or err changed
 	refs     int
@@ -52,7 +55,7 @@ type Blob struct {
 	sealed   bool
 	frozen   bool         // the data may be a file of a runtime: nobody writes to it
 	adopted  bool         // it came from a runtime alone, and leaves with it
-	stamp    stamp        // of the file, when it was sealed
+	changed  stamp        // of the file, when it was sealed; zero when that is not known
 	places   []blob.Place // where an origin has served it
 	gen      uint64       // counts losses: what was proven or held before one may not be after it
 	resets   uint64       // counts Resets

@@ -94,7 +94,7 @@ func (b *Blob) hiddenDisk() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.named, b.synced, b.found = old.named, old.synced, old.found
-	b.pinned, b.sealed, b.loaded, b.stamp = old.pinned, old.sealed, old.loaded, old.stamp
+	b.pinned, b.sealed, b.loaded, b.changed = old.pinned, old.sealed, old.loaded, old.changed
 	b.frozen, b.adopted = old.frozen, old.adopted
 	return true
 }
@@ -248,7 +248,7 @@ func (b *Blob) markDisk() error {
 		return err
 	}
 	if !b.named {
-		err := b.moveDisk(func() error { return b.store.vol.rename(b.partPath(), b.wholePath()) })
+		err := b.moved(b.partPath(), b.wholePath())
 		if errors.Is(err, fs.ErrNotExist) { // one that failed may have been done all the same
 			_, err = b.store.vol.stat(b.wholePath())
 		}

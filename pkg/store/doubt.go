@@ -4,75 +4,29 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"syscall"
-	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/damselfly-p2p/damselfly/pkg/blob"
 )
 
 // A sealed blob is read without being proven again, as long as its file is as the
-// store left it. Times of modification can be set by whoever can write, so the file is
-// known by its time of change (ctime) and its inode as well, which cannot.
-//
-// When somebody else has written to it, the blob is in doubt: the seal is taken back, and
-// every piece is a claim, as after a restart. So pieces that did not suffer are proven when
-// they are needed, and the others are fetched again. Where only the time of change differs,
-// as when a runtime takes its link to the file away, the bytes are proven once and the seal
-// stays. Bytes that change below the file system are found by the scrub alone.
-
-// stamp is how the file of a sealed blob looks. The zero stamp is that of a file of which
-// that is not known.
-type stamp struct {
-	size              int64
-	modified, changed time.Time
-	device, inode     uint64
-}
-
-func stampOf(info fs.FileInfo) stamp {
-	s := stamp{size: info.Size(), modified: info.ModTime()}
-	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		s.device, s.inode, s.changed = sys.Dev, sys.Ino, time.Unix(sys.Ctim.Unix())
-	}
-	return s
-}
-
-// touched reports whether the file is as it was but for its time of change.
-func (s stamp) touched(now stamp) bool {
-	now.changed = s.changed
-	return s == now
-}
+// store left it. When somebody else has written to it, which its stamp tells, it is in
+// doubt: one that a runtime has too is proven at once (stamp.go), of any other the seal is taken back, and every piece is a claim,
+// as after a restart. So pieces that did not suffer are proven when they are needed,
+// and the others are fetched again. Bytes that change below the file system are
+// found by the scrub alone.
 
 // rememberLocked notes how the file of a sealed blob looks, which the caller has
 // written the last of. Where it cannot be told, nothing is ever in doubt.
 func (b *Blob) rememberLocked() {
-	b.stamp = stamp{}
+	b.changed = stamp{}
 	if b.file == nil {
 		return
 	}
 	if info, err := b.file.f.Stat(); err == nil {
-		b.stamp = stampOf(info)
+		b.changed = stampOf(info)
 	}
-}
-
-// moveDisk changes the names of the file by move, which changes its time of change.
-func (b *Blob) moveDisk(move func() error) error {
-	before, err1 := b.stat()
-	if err := move(); err != nil {
-		return err
-	}
-	after, err2 := b.stat()
-	if errors.Join(err1, err2) != nil {
-		return nil // whoever uses the blob looks again
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if was, now := stampOf(before), stampOf(after); b.stamp == was && was.touched(now) {
-		b.stamp = now
-	}
-	return nil
 }
 
 // stat looks at the file of the blob, whatever it is called now.
@@ -84,36 +38,35 @@ func (b *Blob) stat() (fs.FileInfo, error) {
 	return info, err
 }
 
-// doubtful tells how the file of the blob looks now, and whether somebody else wrote to it
-// or may have: of a touched file only proving it tells. Of a blob that is not sealed nobody
-// relies on it, and of a file that is not there whoever reads it finds out.
-func (b *Blob) doubtful() (now stamp, doubtful, touched bool, err error) {
+// doubtful tells whether somebody else wrote to the file of the blob. Of a blob that
+// is not sealed nobody relies on it, and of a file that is not there whoever reads it
+// finds out.
+func (b *Blob) doubtful() (bool, error) {
 	if !b.Sealed() {
-		return stamp{}, false, false, nil
+		return false, nil
 	}
 	info, err := b.stat()
 	if err != nil {
-		return stamp{}, false, false, absent(err)
+		return false, absent(err)
 	}
-	now = stampOf(info)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.sealed || b.writers > 0 || b.stamp == (stamp{}) || b.stamp == now {
-		return now, false, false, nil
-	}
-	touched = b.stamp.touched(now)
-	return now, !touched || now.size != b.layout.Size(), touched, nil
+	known := b.sealed && b.writers == 0 && b.changed != (stamp{})
+	return known && (stampOf(info) != b.changed || info.Size() != b.layout.Size()), nil
 }
 
 // doubt takes the seal back when the file was written to. The error says that this
 // cannot be told, or that the blob is gone. The caller has a reference.
 func (b *Blob) doubt() error {
-	_, doubtful, touched, err := b.doubtful()
+	doubtful, err := b.doubtful()
 	if err != nil {
 		return fmt.Errorf("store: look at %s: %w", b.digest, err)
 	}
-	if !doubtful && !touched {
+	if !doubtful {
 		return nil
+	}
+	if b.isFrozen() {
+		return b.reprove()
 	}
 	if err := b.load(); err != nil {
 		return err
@@ -135,53 +88,11 @@ func (b *Blob) doubt() error {
 	return nil
 }
 
-// proveDisk reads a touched file, and reports whether its bytes are the blob's. Then it
-// is known by how it looks now. Others that use the blob wait for that.
-func (b *Blob) proveDisk() (bool, error) {
-	f, err := b.store.vol.openRead(b.dataPath())
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = f.close() }() // it was only read
-	before, err := f.f.Stat()
-	if err != nil {
-		return false, err
-	}
-	var group errgroup.Group
-	group.SetLimit(cap(b.store.checks))
-	for i := range b.layout.Pieces() {
-		group.Go(func() error {
-			_, held, err := b.proveHeld(f, i)
-			if err == nil && !held {
-				err = blob.ErrUnknownLink
-			}
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return false, nil
-	}
-	after, err := f.f.Stat()
-	if err != nil || stampOf(before) != stampOf(after) {
-		return false, err
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.stamp = stampOf(after)
-	return true, nil
-}
-
 // doubtDisk looks once more, now that nobody else can be at it, and takes the name
 // away first, as loseDisk does.
 func (b *Blob) doubtDisk() (bool, error) {
-	_, doubtful, touched, err := b.doubtful()
-	if err != nil || !doubtful && !touched {
+	if doubtful, err := b.doubtful(); err != nil || !doubtful {
 		return false, err
-	}
-	if touched && !doubtful {
-		if proven, err := b.proveDisk(); proven || err != nil {
-			return false, err
-		}
 	}
 	if err := b.unnameDisk(); err != nil {
 		return false, err
@@ -199,7 +110,7 @@ func (b *Blob) doubtDisk() (bool, error) {
 		return false, nil
 	}
 	if b.layout.Pieces() == 0 { // it is whole again, and sealed when it falls idle
-		b.stamp = stamp{}
+		b.changed = stamp{}
 		b.mu.Unlock()
 		return false, nil
 	}
@@ -207,7 +118,7 @@ func (b *Blob) doubtDisk() (bool, error) {
 	b.held = blob.NewBitmap(b.layout.Pieces())
 	b.claims = blob.NewBitmap(b.layout.Pieces())
 	b.claims.SetRun(b.layout.All())
-	b.stamp = stamp{}
+	b.changed = stamp{}
 	b.gen++
 	b.dirty = true
 	// Who reads now goes on with what is still right. Nobody may be there who

@@ -144,6 +144,7 @@ func (s *Store) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		s.tend()
+		s.saveMarks()
 		select {
 		case <-ctx.Done():
 		case <-tick.C:

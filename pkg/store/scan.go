@@ -22,6 +22,7 @@ type found struct {
 // scan takes in what an earlier run left. No file can make it fail: what is of
 // no use is deleted when it is ours, and left alone when it is not.
 func (s *Store) scan() {
+	defer func() { s.found = nil }()
 	var blobs []*Blob
 	for _, algorithm := range []string{"sha256", "sha512"} {
 		for _, shard := range s.names(algorithm) {
@@ -146,9 +147,18 @@ func (s *Store) adopt(f *found) (*Blob, error) {
 	}
 	b.sealed, b.synced, b.found, b.loaded = sealed, sealed, sealed, sealed
 	b.inPart = !sealed // nothing says that its room was set aside
-	b.stamp = stampOf(info)
+	b.changed = stampOf(info)
 	b.places = h.places
 	b.frozen = h.shared && b.named
+	if b.frozen { // others have the file, and may have written to it meanwhile
+		if s.found == nil {
+			s.found = s.readMarks()
+		}
+		b.changed = unproven()
+		if known, ok := s.found[f.digest]; ok {
+			b.changed = known
+		}
+	}
 	b.adopted, b.free = h.adopted && b.frozen, b.frozen
 	return b, nil
 }

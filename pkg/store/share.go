@@ -94,11 +94,16 @@ func (s *Store) shareFile(ctx context.Context, d blob.Digest, from string, pace 
 	if err := s.vol.borrow(from, name, before); err != nil {
 		return err
 	}
+	guard, err := s.vol.leased(name)
+	if err != nil {
+		return err
+	}
+	defer guard.end()
 	chain, err := s.proveFile(ctx, name, d, layout, pace)
 	if err != nil {
 		return err
 	}
-	return s.take(d, layout, name, chain)
+	return s.take(d, layout, name, chain, guard)
 }
 
 // shares tells whether the blob shares the runtime's file already, whose bytes are
@@ -159,7 +164,7 @@ func (s *Store) proveFile(ctx context.Context, name string, d blob.Digest, l blo
 	if err != nil {
 		return nil, err
 	}
-	if after.Size() != info.Size() || !after.ModTime().Equal(info.ModTime()) {
+	if stampOf(after) != stampOf(info) {
 		return nil, fmt.Errorf("the file has changed: %w", ErrInUse)
 	}
 	// Its name here will be trusted after a power cut.
@@ -187,7 +192,7 @@ func (s *Store) provePiece(f *file, chain *blob.Chain, d blob.Digest, l blob.Lay
 }
 
 // take makes the file name of the volume, whose bytes are proven, the data of d.
-func (s *Store) take(d blob.Digest, l blob.Layout, name string, chain *blob.Chain) error {
+func (s *Store) take(d blob.Digest, l blob.Layout, name string, chain *blob.Chain, guard *lease) error {
 	for {
 		b, fresh, leaving, err := s.reserveShared(d, l)
 		if err != nil {
@@ -199,7 +204,7 @@ func (s *Store) take(d blob.Digest, l blob.Layout, name string, chain *blob.Chai
 			}
 			continue
 		}
-		err = b.takeDisk(name, chain, fresh)
+		err = b.takeDisk(name, chain, fresh, guard)
 		b.disk.Unlock()
 		switch {
 		case err == nil:
@@ -251,7 +256,7 @@ func (s *Store) reserveShared(d blob.Digest, l blob.Layout) (b *Blob, fresh bool
 // takeDisk puts the file under the blob's trusted name. The sidecar comes first, so
 // that no crash leaves the file there without the word that it is not to be
 // written to.
-func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool) error {
+func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool, guard *lease) error {
 	v := b.store.vol
 	if fresh {
 		if err := b.clearDisk(); err != nil {
@@ -267,7 +272,7 @@ func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool) error {
 		b.mu.Unlock()
 		return fmt.Errorf("the blob has just lost a piece: %w", ErrInUse)
 	}
-	b.frozen, b.stamp = true, stamp{}
+	b.frozen, b.changed = true, unproven()
 	h := header{digest: b.digest, layout: b.layout, sealed: true, pinned: b.pinned, shared: true, adopted: b.adopted, places: b.places}
 	b.mu.Unlock()
 	data := (&sidecar{header: h, chain: chain}).encode()
@@ -289,11 +294,17 @@ func (b *Blob) takeDisk(name string, chain *blob.Chain, fresh bool) error {
 		}
 	}
 	b.named, b.synced, b.marked = true, true, true
-	info, err := v.stat(b.wholePath())
-	b.mu.Lock()
-	if err == nil {
-		b.stamp = stampOf(info)
+	// Where nobody can have written to it since it was proven, its stamp is proven too.
+	now := unproven()
+	if is, err := guard.f.stamp(); err == nil {
+		is.settle()
+		if guard.held() {
+			now = is
+		}
 	}
+	b.store.marks.Store(true)
+	b.mu.Lock()
+	b.changed = now
 	b.sealed, b.loaded, b.dirty = true, true, false
 	b.held, b.claims = nil, nil
 	b.wakeAllLocked()

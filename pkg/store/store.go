@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -91,10 +92,12 @@ type Store struct {
 	metrics *metrics
 	onDrop  func(blob.Digest)
 	disk    func() (Disk, error)
-	created chan struct{} // tells Run of a new blob
-	checks  chan struct{} // a slot for each piece that may be in memory to be checked
-	pieces  sync.Pool     // *[]byte as long as a piece
-	copies  sync.Pool     // *[copyLength]byte
+	created chan struct{}         // tells Run of a new blob
+	checks  chan struct{}         // a slot for each piece that may be in memory to be checked
+	found   map[blob.Digest]stamp // what the last run saved; while a store opens
+	marks   atomic.Bool           // stamps were proven that are not saved
+	pieces  sync.Pool             // *[]byte as long as a piece
+	copies  sync.Pool             // *[copyLength]byte
 
 	sharing sync.Mutex // held while a file is proven and taken; before all others
 
@@ -191,6 +194,7 @@ func (s *Store) Close() error {
 		blobs = append(blobs, b)
 	}
 	s.mu.Unlock()
+	s.saveMarks()
 	var errs []error
 	for _, b := range blobs {
 		if err := b.shut(); err != nil {

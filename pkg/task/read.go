@@ -30,7 +30,8 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 			// links only from whom it has read: it would give this lease again for ever.
 			m.tellBlob(t.blob, true)
 		}
-		return m.readOrigin(ctx, t, refOf(l.Origin, l.Digest), m.credential(ctx, t, l), l.Run)
+		ref, header := whole(refOf(l.Origin, l.Digest), m.credential(ctx, t, l))
+		return m.readOrigin(ctx, t, ref, header, l.Run)
 	}
 	if l.Deadline > 0 {
 		var cancel context.CancelFunc

@@ -242,11 +242,12 @@ func (m *Manager) Company(d blob.Digest) peer.Company {
 	return c
 }
 
-// headerFor is what opens ref: what a client sent for it, and for no other.
+// headerFor is what opens ref, as others are told it: what a client sent for it, and for
+// no other.
 func (t *task) headerFor(ref origin.Ref) (http.Header, bool) {
 	for _, c := range append([]claim{t.claim}, t.others...) {
-		if sameOrigin(c.ref, ref) {
-			return c.header.Clone(), true
+		if sameOrigin(told(c.ref), ref) {
+			return c.opening(), true
 		}
 	}
 	return nil, false

@@ -37,7 +37,8 @@ func private(h http.Header) bool {
 }
 
 func wireOrigin(ref origin.Ref, private bool) *damselflyv1.Origin {
-	o := &damselflyv1.Origin{Registry: ref.Registry, Repository: ref.Repository, Url: ref.URL, Private: private}
+	shown := told(ref)
+	o := &damselflyv1.Origin{Registry: ref.Registry, Repository: ref.Repository, Url: shown.URL, Private: private || shown != ref}
 	switch ref.Kind {
 	case origin.KindManifest:
 		o.Kind = damselflyv1.Origin_KIND_MANIFEST

@@ -180,6 +180,9 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 	if p, ok := peer.FromContext(g.Context()); ok {
 		st.remote = hostOf(p.Addr)
 	}
+	if err := claim(attend.Address, st.remote); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
 	if !s.submit(st, envelope{attend: attend, message: rest}) {
 		return status.Error(codes.Unavailable, "the scheduler is stopping")
 	}
