@@ -158,7 +158,11 @@ func (b *Blob) reprove() error {
 	if err := errors.Join(err, err2); err != nil {
 		return fmt.Errorf("store: look at %s: %w", b.digest, err)
 	}
-	if after != before || stampOf(info) != after || after.Size != b.layout.Size() || p.Rotten > 0 || p.Pieces != b.layout.Pieces() {
+	wrong := after != before || stampOf(info) != after || after.Size != b.layout.Size() || p.Rotten > 0
+	if !wrong && p.Pieces != b.layout.Pieces() {
+		return fmt.Errorf("store: %s: the disk did not give all of it this time", b.digest)
+	}
+	if wrong {
 		return b.damaged(fmt.Errorf("store: %s: %w: %w", b.digest, ErrDamaged, errWritten))
 	}
 	b.remember(after)
