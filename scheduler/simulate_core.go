@@ -29,6 +29,7 @@ type coreSettings struct {
 	DetachedTime      config.Duration `flag:"-" doc:"How long a lease still runs when its holder has left the scheduler."`
 	OriginTime        config.Duration `flag:"-" doc:"Time without a new piece after which another node reads the origin."`
 	OriginRate        config.Bytes    `flag:"-" doc:"Bytes per second that an origin must bring."`
+	SilenceTime       config.Duration `flag:"-" doc:"How long who reads an origin may say nothing, and a holder send nothing, while others wait."`
 	HostLeases        int             `flag:"-" doc:"Reads of one registry at a time."`
 	OriginAttempts    int             `flag:"-" doc:"Reads of an origin that may fail in a row until those who need it are refused."`
 	OriginRefusals    int             `flag:"-" doc:"Readers that an origin must have turned away until others are refused unasked."`

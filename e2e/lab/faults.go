@@ -18,7 +18,7 @@ import (
 // faults are the scenarios in which something breaks. Whatever it is, no node may keep
 // a byte that is wrong.
 func faults() []scenario {
-	all := slices.Concat(memberFaults(), liarFaults(), diskFaults(), originFaults(), clientFaults())
+	all := slices.Concat(memberFaults(), liarFaults(), hostileFaults(), diskFaults(), originFaults(), clientFaults())
 	for i, s := range all {
 		all[i].run = func(ctx context.Context, w *world) error {
 			err := s.run(ctx, w)

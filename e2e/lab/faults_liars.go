@@ -34,6 +34,41 @@ func liarFaults() []scenario {
 	}
 }
 
+// hostileFaults have one node of all want the largest layer first, and do harm with what
+// it is leased: with the seeds of the options, and without any.
+func hostileFaults() []scenario {
+	var out []scenario
+	for _, want := range []string{"silent", "forge", "accuse", "hoard", "flood"} {
+		for _, seeded := range []bool{true, false} {
+			s := scenario{
+				name: "hostile-" + want, what: "one node wants everything first (e2e/rogue --want " + want + ")",
+				prepare: func(o *options) {
+					o.liars, o.Nodes = 1, o.Nodes-1
+					if !seeded {
+						o.Seeds = 0
+					}
+				},
+				before: liars(func(_ int, w *world) []string {
+					args := []string{"--lie", "hang", "--want", want}
+					for n := range w.layers {
+						args = append(args, "--blob", about(w.images[0], n))
+					}
+					return args
+				}),
+				run: func(ctx context.Context, w *world) error {
+					w.flash(ctx, w.cluster.Nodes)
+					return ctx.Err()
+				},
+			}
+			if !seeded {
+				s.name, s.what = s.name+"-no-seed", s.what+", and there is no seed"
+			}
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // withLiars takes the liars out of the nodes.
 func withLiars(o *options) {
 	o.liars = o.Nodes / 8

@@ -113,6 +113,10 @@ func rows() []row {
 		{name: "30 % of nodes killed half way", scenario: "nodes-killed", nodes: 16, blob: large, bars: []bar{ratio(1.5)}},
 		{name: "2 of 16 nodes send wrong bytes", scenario: "wrong-bytes", nodes: 16, blob: large,
 			bars: []bar{nothingWrong(), ratio(1.5), originRatio(1.05)}},
+		{name: "1 of 16 nodes says nothing, no seed", scenario: "hostile-silent-no-seed", nodes: 16, blob: large, bars: []bar{nothingWrong(), ratio(1.5), originRatio(1.10)}},
+		{name: "1 of 16 nodes forges links, no seed", scenario: "hostile-forge-no-seed", nodes: 16, blob: large, bars: []bar{nothingWrong(), ratio(1.5), originRatio(1.10)}},
+		{name: "1 of 16 nodes accuses all", scenario: "hostile-accuse", nodes: 16, blob: large, bars: []bar{nothingWrong(), ratio(1.5), originRatio(1.10)}},
+		{name: "1 of 16 nodes hoards slots", scenario: "hostile-hoard", nodes: 16, blob: large, bars: []bar{nothingWrong(), ratio(1.5), originRatio(1.10)}},
 		{name: "origin answers 429 for 5 s", scenario: "origin-429", nodes: 16, blob: large, bars: []bar{
 			// A layer and its config are asked for at once, and both are refused once.
 			figure("refused_requests", 2), figure("requests_after_pause", 2), figure("seconds_beyond_pause", 3)}},

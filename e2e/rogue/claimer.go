@@ -27,13 +27,17 @@ type claimer struct {
 // newClaimer returns one that attends nobody yet. Others reach the rogue's Peer
 // service at address.
 func newClaimer(cfg node.Config, id *identity.Identity, address string, in *invented, c counts, log *zap.Logger) *claimer {
+	return &claimer{set: newSet(cfg, id, address, log), in: in, counts: c, log: log}
+}
+
+// newSet attends nobody yet.
+func newSet(cfg node.Config, id *identity.Identity, address string, log *zap.Logger) *control.Set {
 	attend := &damselflyv1.Attend{
 		Address: address, UploadSlots: uint32(cfg.Peer.UploadSlots), DownloadSlots: uint32(cfg.Peer.DownloadSlots),
 		Region: cfg.Topology.Region, Zone: cfg.Topology.Zone, Rack: cfg.Topology.Rack, Release: "rogue",
 	}
 	never := func() bool { return false }
-	set := control.New(control.Config{Schedulers: cfg.Scheduler, Attend: attend, Waiting: never}, connector{id}, log.Named("control"))
-	return &claimer{set: set, in: in, counts: c, log: log}
+	return control.New(control.Config{Schedulers: cfg.Scheduler, Attend: attend, Waiting: never}, connector{id}, log.Named("control"))
 }
 
 // run claims and attends until ctx ends.

@@ -36,10 +36,10 @@ const (
 
 // options is what a rogue does that a node does not.
 type options struct {
-	lie, begin, claim string
-	seed              bool
-	blobs             []string
-	subjects          []subject // blobs, parsed
+	lie, begin, claim, want string
+	seed                    bool
+	blobs                   []string
+	subjects                []subject // blobs, parsed
 }
 
 // subject is a blob that the rogue pulls or claims. Registry and repository say where
@@ -57,6 +57,9 @@ func (o *options) bind(flags *pflag.FlagSet) {
 	flags.StringVar(&o.begin, "begin", now, "when it begins to: "+now+", "+whole+" (of each blob, once it holds all of it), "+told+" (at POST /begin)")
 	flags.StringVar(&o.claim, "claim", "", "hold nothing, and claim to hold what --blob names: all of its "+claimPieces+", or the blob "+claimSealed+
 		". Pieces that are sent are invented")
+	flags.StringVar(&o.want, "want", "", "hold nothing, want what --blob names before others do, and: "+wantSilent+" (take leases and do nothing), "+
+		wantForge+" (say that all of it is here, with random links), "+wantAccuse+" (blame the source of each lease), "+
+		wantHoard+" (claim slots and keep each lease), "+wantFlood+" (say all that the stream takes)")
 	flags.BoolVar(&o.seed, "seed", false, "be a seed; the join token must be a seed's")
 	flags.StringArrayVar(&o.blobs, "blob", nil, "DIGEST,SIZE[,REGISTRY,REPOSITORY] of a blob to pull through its own mirror, or to claim; may be repeated")
 }
@@ -67,6 +70,7 @@ func (o *options) check() error {
 		oneOf("lie", o.lie, wrongBytes, missing, trickle, hang, forgedChain),
 		oneOf("begin", o.begin, now, whole, told),
 		oneOf("claim", o.claim, "", claimPieces, claimSealed),
+		oneOf("want", o.want, "", wantSilent, wantForge, wantAccuse, wantHoard, wantFlood),
 	}
 	for _, text := range o.blobs {
 		s, err := parseSubject(text)
@@ -77,6 +81,8 @@ func (o *options) check() error {
 		errs = append(errs, err)
 	}
 	switch {
+	case o.want != "" && (o.claim != "" || len(o.blobs) == 0):
+		errs = append(errs, errors.New("--want needs a blob to want, and no --claim; name one by --blob"))
 	case o.claim == "" && o.lie == forgedChain:
 		errs = append(errs, errors.New("--lie "+forgedChain+" is of a blob that it does not hold; set --claim"))
 	case o.claim != "" && len(o.blobs) == 0:

@@ -57,9 +57,12 @@ func run(ctx context.Context, o options, cfg node.Config, log *zap.Logger) error
 	log.Info("a rogue", zap.String("node", r.id.ID()), zap.String("address", r.address), zap.String("lie", o.lie),
 		zap.String("begin", o.begin), zap.String("claim", o.claim))
 	var err error
-	if o.claim != "" {
+	switch {
+	case o.want != "":
+		err = r.runWanter(ctx)
+	case o.claim != "":
 		err = r.runClaimer(ctx)
-	} else {
+	default:
 		err = r.runHolder(ctx)
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
@@ -118,6 +121,26 @@ func (r *rogue) runClaimer(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.id.Run(ctx) })
 	g.Go(func() error { return c.run(ctx) })
+	g.Go(func() error { return o.serve(ctx, r.ops) })
+	g.Go(func() error { return r.service(in).serve(ctx, r.id, r.peers) })
+	return g.Wait()
+}
+
+// runWanter is a rogue without a node that wants what it will not get.
+func (r *rogue) runWanter(ctx context.Context) error {
+	in, err := invent(r.options, r.begin)
+	if err != nil {
+		return err
+	}
+	if r.want == wantHoard {
+		r.cfg.Peer.UploadSlots, r.cfg.Peer.DownloadSlots = 256, 256
+	}
+	set := newSet(r.cfg, r.id, r.address, r.log)
+	w := &wanter{set: set, blobs: in.blobs, want: r.want, counts: r.counts, log: r.log}
+	o := &ops{metrics: r.metrics, begin: r.begin, log: r.log.Named("ops"), ready: set.Answering}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.id.Run(ctx) })
+	g.Go(func() error { return w.run(ctx) })
 	g.Go(func() error { return o.serve(ctx, r.ops) })
 	g.Go(func() error { return r.service(in).serve(ctx, r.id, r.peers) })
 	return g.Wait()

@@ -223,9 +223,12 @@ func (c *Chain) Contradicts(o *Chain) bool {
 
 // Forget drops every link but link 0: the chain led to a wrong digest. What Links has
 // given stays as it is.
-func (c *Chain) Forget() {
+func (c *Chain) Forget() { c.Cut(1) }
+
+// Cut drops every link from link first on, but link 0, as Forget does.
+func (c *Chain) Cut(first int) {
 	c.links = append(make([]byte, 0, len(c.links)), c.links...)
-	for i := 1; i < c.Len(); i++ {
+	for i := max(first, 1); i < c.Len(); i++ {
 		c.known.Clear(i)
 	}
 }

@@ -58,7 +58,8 @@ type Blob struct {
 	changed  stamp        // of the file, when it was sealed; zero when that is not known
 	places   []blob.Place // where an origin has served it
 	gen      uint64       // counts losses: what was proven or held before one may not be after it
-	resets   uint64       // counts Resets
+	resets   uint64       // counts Resets and Refutes
+	stands   int64        // the last of these dropped nothing before this offset
 	held     *blob.Bitmap // pieces on disk and verified; nil when sealed
 	claims   *blob.Bitmap // pieces that the sidecar names and nobody has checked yet; may be nil
 	checking map[int]bool // claims that are being checked

@@ -318,6 +318,7 @@ func (b *Blob) reset() (lost int, err error) {
 	lost = b.held.Count()
 	b.gen++
 	b.resets++
+	b.stands = 0
 	b.held = blob.NewBitmap(b.layout.Pieces())
 	b.claims = nil
 	b.places = nil // who served what had another digest has not served the blob

@@ -28,6 +28,7 @@ type Reader struct {
 	off, end int64
 	fails    uint64 // the blob's count when this reader began
 	given    bool   // bytes were handed out
+	reached  int64  // the end of those
 	resets   uint64 // the blob's count when they were proven
 	once     sync.Once
 	closed   chan struct{}
@@ -91,6 +92,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 		}
 		r.off += int64(got)
 		r.given = r.given || got > 0
+		r.reached = max(r.reached, r.off)
 		return got, err
 	}
 }
@@ -170,7 +172,7 @@ func (r *Reader) poll(n int64) (ready int64, gen uint64, wake <-chan struct{}, e
 	if err := b.err; err != nil {
 		return 0, 0, nil, err
 	}
-	if r.given && r.resets != b.resets {
+	if missed := b.resets - r.resets; r.given && missed > 0 && (missed > 1 || r.reached > b.stands) {
 		return 0, 0, nil, fmt.Errorf("store: read %s: %w", b.digest, ErrReset)
 	}
 	r.resets = b.resets

@@ -62,8 +62,11 @@ type alone struct {
 	claims  map[int]time.Time       // pieces on their way here, since when
 	met     chan struct{}           // capacity 1: somebody has answered
 	changed chan struct{}           // closed, and made anew, when a lane may find something
+	closed  bool                    // links are taken from nobody: see task.own
+	lent    bool                    // others have said links
 	doubt   bool                    // somebody's bytes or links did not fit
 	own     bool                    // some links did not come from other nodes
+	last    time.Time               // when a piece came here last, or it began
 	reads   context.CancelCauseFunc // ends the read of the origin; nil when none runs
 	run     blob.Run                // what that reads
 	orphan  time.Time               // since when something is missing that nobody has
@@ -80,6 +83,7 @@ type other struct {
 	next     time.Time // when to ask again
 	asking   bool
 	reads    int       // that run
+	since    time.Time // when the first of them began, or it sent a piece last
 	rest     time.Time // no read before
 	failures int       // in a row
 	banned   bool      // it sent what no honest node sends
@@ -106,6 +110,7 @@ func (m *Manager) fetchAlone(t *task) {
 	}
 	now := time.Now()
 	a.own = t.blob.Linked().Count() > 1
+	a.closed, a.last, t.lent = t.own, now, t.lent || a.own
 	a.meet(slices.Concat(m.contacts.after(t.digest, now), seeds, m.contacts.any(now)))
 	t.alone, t.asked = a, now
 	m.use(t, func() {
@@ -258,7 +263,9 @@ func (a *alone) pick(now time.Time) (from *other, claim *blob.Bitmap, most int) 
 		claim.Set(i)
 		a.claims[i] = now
 	}
-	best.o.reads++
+	if best.o.reads++; best.o.reads == 1 {
+		best.o.since = now
+	}
 	return best.o, claim, max(1, int(readBytes/a.t.blob.Layout().PieceLength()))
 }
 
@@ -351,7 +358,8 @@ func (a *alone) read(ctx context.Context, o *other, claim *blob.Bitmap, most int
 		a.m.took(a.t, from, i)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		o.failures = 0
+		o.failures, o.since = 0, time.Now()
+		a.last = o.since
 		delete(a.claims, i)
 	}))
 	a.mu.Lock()
@@ -372,19 +380,42 @@ func (m *Manager) endAlone(t *task, err error) {
 	a := t.alone
 	t.alone = nil
 	t.asked = time.Now()
+	t.lent = t.lent || a.hasLent()
 	defer t.changed()
 	switch {
 	case err == nil, errors.Is(err, errRecalled):
 		return
 	case errors.Is(err, store.ErrBadDigest):
-		a.distrust()
-		t.broken++
-		if resetErr := t.blob.Reset(); resetErr != nil || t.broken > 1 && !t.turn() {
-			t.end(errors.Join(err, resetErr))
-		}
+		m.missed(t, a, err)
 		return
 	}
 	if !t.turn() {
 		t.end(err)
+	}
+}
+
+// hasLent tells whether others have said links.
+func (a *alone) hasLent() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lent
+}
+
+// missed starts a task's blob over whose bytes have missed the digest. Where others said
+// some of its links, they may have been wrong, and the origin is read with none of those.
+// Else its bytes are wrong: another origin may do better, or this one once more. The
+// caller holds mu.
+func (m *Manager) missed(t *task, a *alone, err error) {
+	a.distrust()
+	resetErr := t.blob.Reset()
+	switch {
+	case resetErr != nil:
+		t.end(errors.Join(err, resetErr))
+	case t.lent && !t.own:
+		t.own = true
+	default:
+		if t.broken++; t.broken > 1 && !t.turn() {
+			t.end(err)
+		}
 	}
 }

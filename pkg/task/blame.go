@@ -48,6 +48,23 @@ func (a *alone) blame(o *other, err error) {
 	}
 }
 
+// refute has what the origin sends win over links that came from others: it is read on
+// from where they differ, by its own links alone. Whether those before were right shows
+// at the digest.
+func (a *alone) refute(differs *pieceError) error {
+	a.log.Warn("the origin's bytes contradict links that others told; those are dropped", zap.Error(differs))
+	a.m.mu.Lock()
+	a.t.own, a.t.lent = true, true
+	a.m.mu.Unlock()
+	a.mu.Lock()
+	a.closed = true
+	for _, o := range a.others {
+		o.banned = o.banned || o.word == agrees
+	}
+	a.mu.Unlock()
+	return a.t.blob.Refute(differs.piece)
+}
+
 // vote starts the blob over where its links came from other nodes and more of them
 // tell others. Whoever is right in the end, the digest has the last word. The caller
 // holds mu.

@@ -85,7 +85,8 @@ func (m *Manager) lease(l control.Lease) {
 	defer m.mu.Unlock()
 	t, err := m.leased(l)
 	if err == nil {
-		err = linked(t.blob, l)
+		t.lent = t.lent || l.FirstLink > 0 || len(l.Links) > l.Digest.LinkSize()
+		err = linked(t.blob, l, t.own)
 	}
 	if err != nil {
 		m.log.Warn("a lease cannot be carried out", zap.Stringer("digest", l.Digest), zap.Error(err))
@@ -110,13 +111,14 @@ func (m *Manager) lease(l control.Lease) {
 // linked gives b the links of a lease. That is done in the order in which decisions
 // come: links from before a Revoke must not return after it. Where those that b has
 // are others, one chain or the other is forged; what the scheduler says now is what
-// the other nodes go by, so b starts over with that.
-func linked(b *store.Blob, l control.Lease) error {
+// the other nodes go by, so b starts over with that. Not where b's are its own, of the
+// origin's bytes, after others were found wrong.
+func linked(b *store.Blob, l control.Lease, own bool) error {
 	if b.Sealed() {
 		return nil // proven by links of its own
 	}
 	err := b.AddLinks(l.FirstLink, l.Links)
-	if !errors.Is(err, blob.ErrConflict) {
+	if own || !errors.Is(err, blob.ErrConflict) {
 		return err
 	}
 	if err := b.Reset(); err != nil {
@@ -253,6 +255,7 @@ func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header ht
 				t.lead.read(i)
 				m.have(t, i, true)
 			} else {
+				err = &pieceError{i, err}
 				cancel()
 			}
 		}
@@ -264,6 +267,15 @@ func (m *Manager) stream(ctx context.Context, t *task, ref origin.Ref, header ht
 	}
 	return n, err
 }
+
+// pieceError says which piece of an origin could not be taken.
+type pieceError struct {
+	piece int
+	err   error
+}
+
+func (e *pieceError) Error() string { return e.err.Error() }
+func (e *pieceError) Unwrap() error { return e.err }
 
 // readAhead is how many pieces of an origin wait in memory to be verified.
 const readAhead = 1
@@ -282,7 +294,11 @@ func (m *Manager) buffer(n int) *[]byte {
 func (m *Manager) have(t *task, i int, linked bool) {
 	m.mu.Lock()
 	t.asked = time.Now()
+	own := t.own
 	m.mu.Unlock()
+	if own && !t.blob.Sealed() {
+		return // what others go by contradicts it
+	}
 	h := control.Have{Digest: t.digest, Size: t.blob.Size(), Runs: []blob.Run{{First: i, Count: 1}}, Sealed: t.blob.Sealed()}
 	if linked && i+1 < t.blob.Layout().Pieces() {
 		h.FirstLink, h.Links = t.blob.Links(i+1, 1)
@@ -340,6 +356,15 @@ func (m *Manager) tellAll(concerned func(blob.Digest) bool) {
 	})
 }
 
+// reliesOnItself tells whether a blob's links are of this node's own read of the origin,
+// after others were found wrong.
+func (m *Manager) reliesOnItself(d blob.Digest) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t, ok := m.tasks[d]
+	return ok && t.own
+}
+
 // revoke drops what a chain that led to a wrong digest had let in, says so, and
 // asks anew where clients still wait.
 func (m *Manager) revoke(d blob.Digest) {
@@ -352,10 +377,12 @@ func (m *Manager) revoke(d blob.Digest) {
 			t.alone.recall()
 		}
 	})
-	if b, ok := m.store.Get(d); ok {
+	if b, ok := m.store.Get(d); ok && !m.reliesOnItself(d) {
 		if err := b.Reset(); err != nil {
 			m.log.Error("a revoked blob could not be reset", zap.Stringer("digest", d), zap.Error(err))
 		}
+		b.Release()
+	} else if ok {
 		b.Release()
 	}
 	m.Dropped(d)

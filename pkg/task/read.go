@@ -22,6 +22,7 @@ import (
 func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *originRead) (n int64, err error) {
 	ctx = limit.With(ctx, m.class(t, time.Now()))
 	if at != nil {
+		defer m.atIt(t)()
 		if err := at.wait(ctx); err != nil {
 			return 0, err
 		}
@@ -52,6 +53,30 @@ func (m *Manager) read(ctx context.Context, t *task, l control.Lease, at *origin
 		m.contacts.served(l.Digest, peer.Holder(*l.Holder), time.Now())
 	}
 	return n, nil
+}
+
+// atItEvery is between two words of who reads an origin and has nothing new. A scheduler
+// has another read it that hears none for a second.
+const atItEvery = 300 * time.Millisecond
+
+// atIt tells the scheduler that this node is at its read of an origin, by a Have of
+// nothing, until the caller ends it.
+func (m *Manager) atIt(t *task) (end func()) {
+	stop, word := make(chan struct{}), control.Have{Digest: t.digest, Size: t.blob.Size()}
+	m.scheduler.Tell(word)
+	m.running.Go(func() {
+		tick := time.NewTicker(atItEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				m.scheduler.Tell(word)
+			}
+		}
+	})
+	return func() { close(stop) }
 }
 
 // returning is how soon clients that fetch in ranges are back.

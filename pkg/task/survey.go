@@ -181,7 +181,11 @@ func (a *alone) link(o *other, got peer.Holdings) {
 	if len(got.Links) == 0 || got.FirstLink == 0 && len(got.Links) == a.t.digest.LinkSize() {
 		return // link 0 is no news
 	}
+	if a.closed {
+		return
+	}
 	err := a.t.blob.AddLinks(got.FirstLink, got.Links)
+	a.lent = a.lent || err == nil
 	switch {
 	case err == nil && o.word != agrees:
 		o.word = agrees
@@ -206,7 +210,10 @@ func (a *alone) mine(missing *blob.Bitmap, now time.Time) (blob.Run, bool) {
 	linked := a.t.blob.Linked()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	run := a.orphans(missing, provable(missing, linked))
+	run := a.orphans(missing, provable(missing, linked), now)
+	if a.closed && a.reads == nil && run.Count > 0 && !now.Before(a.retry) {
+		return a.fromLink(run, linked), true
+	}
 	if a.reads != nil {
 		if a.turn(now) < 0 {
 			a.reads(errYield)
@@ -224,24 +231,30 @@ func (a *alone) mine(missing *blob.Bitmap, now time.Time) (blob.Run, bool) {
 	if turn < 0 || now.Before(a.orphan.Add(a.unsure()+time.Duration(turn)*yieldAlone)) || now.Before(a.retry) {
 		return blob.Run{}, false
 	}
-	for !linked.Has(run.First) { // the origin is read where the chain ends; link 0 is known
-		run.First--
-		run.Count++
-	}
+	run = a.fromLink(run, linked)
 	if len(a.others) > 0 {
 		run.Count = min(run.Count, originRun)
 	}
 	return run, true
 }
 
+// fromLink has a run begin where the chain ends: the origin is read in order from there.
+func (*alone) fromLink(run blob.Run, linked *blob.Bitmap) blob.Run {
+	for !linked.Has(run.First) { // link 0 is known
+		run.First--
+		run.Count++
+	}
+	return run
+}
+
 // orphans is the first run of missing pieces that no other node gives: none has them,
 // or only some that do not send, or tell nothing that would prove them. The caller holds
 // mu.
-func (a *alone) orphans(missing, provable *blob.Bitmap) blob.Run {
+func (a *alone) orphans(missing, provable *blob.Bitmap, now time.Time) blob.Run {
 	run := blob.Run{}
 	var givers []*other
 	for _, o := range a.others {
-		if o.gives() {
+		if o.gives() && !a.keeps(o, now) {
 			givers = append(givers, o)
 		}
 	}
@@ -264,6 +277,17 @@ func (a *alone) orphans(missing, provable *blob.Bitmap) blob.Run {
 func (o *other) gives() bool {
 	return !o.banned && o.word != contradicts && o.failures < failsMost
 }
+
+// keeps tells whether o has sent nothing for longer than a piece takes, and a second, of
+// what is being read from it.
+func (a *alone) keeps(o *other, now time.Time) bool {
+	piece := time.Duration(a.t.blob.Layout().PieceLength()) * time.Second / quietRate
+	return o.reads > 0 && now.Sub(o.since) > time.Second+piece
+}
+
+// quietRate is how fast a piece comes at least, in bytes per second, from who does not keep
+// others waiting.
+const quietRate = 1 << 20
 
 // failsMost is how many reads in a row may fail until a node counts as one that has
 // nothing. It is still asked now and then.
@@ -289,7 +313,7 @@ func (a *alone) turn(now time.Time) int {
 	for _, o := range a.others {
 		switch {
 		case o.banned || o.answered.IsZero():
-		case o.company.Reading && now.Sub(o.grown) < stuckReader:
+		case o.company.Reading && now.Sub(o.grown) < stuckReader && now.Sub(later(a.last, a.orphan)) < stuckReader && !a.keeps(o, now):
 			if !o.company.Wanting {
 				return -1
 			}
@@ -313,6 +337,14 @@ func (a *alone) turn(now time.Time) int {
 		return -1
 	}
 	return turn
+}
+
+// later is the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // errYield ends a read of the origin that another node does as well.
@@ -342,6 +374,9 @@ func (a *alone) startOrigin(ctx context.Context, run blob.Run, done chan<- error
 // endOrigin settles a read of the origin. Its error is the task's, unless others have
 // or read something that is missing here.
 func (a *alone) endOrigin(err error, missing *blob.Bitmap) error {
+	if differs := (*pieceError)(nil); errors.As(err, &differs) && errors.Is(err, blob.ErrMismatch) && !errors.Is(err, store.ErrBadDigest) {
+		err = a.refute(differs)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.reads, a.run = nil, blob.Run{}

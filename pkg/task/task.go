@@ -140,6 +140,8 @@ type task struct {
 	origin   []*originRead   // leases that read the origin
 	alone    *alone          // what it fetches by itself; nil while a scheduler decides
 	liars    map[string]bool // nodes that told wrong links or sent wrong bytes, by ID
+	lent     bool            // others said some of its links
+	own      bool            // those were wrong: its own read of the origin alone says links
 	broken   int             // how often the origin's bytes missed the digest
 	lead     *lead           // how far its reads of the origin are ahead; nil but on a seed
 }
@@ -376,6 +378,7 @@ func (t *task) turn() bool {
 		return false
 	}
 	t.claim, t.others, t.broken = t.others[0], t.others[1:], 0
+	t.own, t.lent = false, false // the origin was wrong, it may be
 	return true
 }
 

@@ -1,28 +1,54 @@
 package core
 
+import (
+	"slices"
+
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
+)
+
 // Who is left out, by whom and for how long.
 
-// strike notes that by got a bad piece from n.
-func (s *State) strike(n *node, by string) {
-	for _, known := range n.strikes {
-		if known == by {
-			return
-		}
+// strike notes that by got a bad piece from n. Machines that did shut it out where they
+// are more than those that it has served well lately. Others go without the last seed
+// only where they have met its bad pieces themselves.
+func (s *State) strike(n, by *node) {
+	name := by.machine.name
+	if slices.Contains(n.strikes, name) || !s.accuses(by.machine, n.id) {
+		return
 	}
-	n.strikes = append(n.strikes, by)
-	if len(n.strikes) >= s.cfg.Strikes {
+	n.strikes = append(n.strikes, name)
+	if i := slices.Index(n.pleased, name); i >= 0 {
+		n.pleased = slices.Delete(n.pleased, i, i+1)
+	}
+	if len(n.strikes) >= max(s.cfg.Strikes, len(n.pleased)+1) && !s.lastSeed(n) {
 		s.bar(n, s.now+s.cfg.Quarantine, true)
 	}
 }
 
-// missed notes that by could not reach n.
-func (s *State) missed(n *node, by uint64) {
-	for _, known := range n.unreached {
-		if known == by {
-			return
-		}
+// missing notes that m did not get what h says it has, and tells whether h counts as
+// without the run from now on: when nodes of two machines say so. A node that really
+// has lost pieces says so itself, by Drop.
+func (s *State) missing(m *member, h *node, run blob.Run) bool {
+	o := s.members[pair{h.handle, m.b.handle}]
+	if o == nil {
+		return true
 	}
-	n.unreached = append(n.unreached, by)
+	by := m.n.machine.name
+	if o.missedBy == "" || o.missedBy == by {
+		o.missedBy = by
+		return false
+	}
+	s.lose(o, run)
+	return true
+}
+
+// missed notes that by could not reach n.
+func (s *State) missed(n, by *node) {
+	name := by.machine.name
+	if slices.Contains(n.unreached, name) {
+		return
+	}
+	n.unreached = append(n.unreached, name)
 	if len(n.unreached) >= s.cfg.Reports && !n.barred {
 		gone := min(s.cfg.GoneTime<<min(n.goneTimes, 16), max(300*Second, s.cfg.GoneTime))
 		n.goneTimes++

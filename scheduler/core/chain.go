@@ -127,9 +127,7 @@ func (s *State) mute(b *swarm) {
 	m := b.asked
 	b.asked = nil
 	if m.b == b && m.holdsUnproved() {
-		var a *avoided
-		b.unfit, a = s.avoid(b.unfit, m.n, 60*Second, 60*Second)
-		s.wakeSwarm(b, a.until)
+		s.unfit(b, m.n, 60*Second)
 	}
 }
 
@@ -161,7 +159,7 @@ func (s *State) revoke(b *swarm, reporter *member) {
 	for _, m := range b.members {
 		s.endLeases(m, true)
 	}
-	s.accuse(b, reporter)
+	fooled := s.accuse(b, reporter)
 	for _, m := range b.members {
 		s.decide(Decision{Kind: Revoke, To: m.n.id, Digest: b.digest})
 		m.publishes, m.asked = false, false
@@ -174,11 +172,11 @@ func (s *State) revoke(b *swarm, reporter *member) {
 	b.revokedAt = s.now
 	b.forgetLinks()
 	b.asked, b.asks, b.doubts = nil, 0, nil
-	var a *avoided
-	b.unfit, a = s.avoid(b.unfit, reporter.n, 60*Second, 60*Second)
-	s.wakeSwarm(b, a.until)
-	b.bad++
-	if b.bad > 1 {
+	if fooled {
+		return // the origin's own bytes have not been seen wrong yet
+	}
+	s.unfit(b, reporter.n, 60*Second)
+	if b.bad++; b.bad > 1 {
 		b.bad = 0
 		for len(b.wanters) > 0 {
 			s.refuse(b.wanters[len(b.wanters)-1], "the bytes of the origin do not have this digest")
@@ -193,9 +191,10 @@ type accusation struct {
 	refuted bool // other links have become whole
 }
 
-// accuse notes who else than reporter said the links that reporter found wrong. It may
-// be that the origin's bytes are: of a single one that shows when the blob is whole.
-func (s *State) accuse(b *swarm, reporter *member) {
+// accuse notes who else than reporter said the links that reporter found wrong, and
+// tells whether anybody did: none of them reads the origin of this blob soon. It may
+// be that the origin's bytes are wrong: of a single one that shows when the blob is whole.
+func (s *State) accuse(b *swarm, reporter *member) bool {
 	var liar *member
 	liars := 0
 	for _, m := range b.members {
@@ -203,12 +202,14 @@ func (s *State) accuse(b *swarm, reporter *member) {
 			m.sealed = false
 			liar = m
 			liars++
+			s.unfit(b, m.n, 60*Second)
 		}
 	}
 	if liars == 1 {
-		s.strike(liar.n, reporter.n.id)
+		s.strike(liar.n, reporter.n)
 		b.accused = &accusation{id: liar.n.id, chain: b.chain}
 	}
+	return liars > 0
 }
 
 // judge has m, whom links that it did not say have led to the digest, be one more
@@ -223,6 +224,6 @@ func (s *State) judge(m *member) {
 	if !a.refuted {
 		b.accused = nil
 	} else if n := s.byID[a.id]; n != nil {
-		s.strike(n, m.n.id)
+		s.strike(n, m.n)
 	}
 }

@@ -28,13 +28,15 @@ type State struct {
 	begun  Time // when the first node came
 	out    []Decision
 
-	nodes   []*node // by handle, nil where free
-	loads   []int32 // by handle: how busy its uplink is, less is idler: see respare
-	freeIDs []int32
-	byID    map[string]*node
-	seeds   []*node
-	serial  uint64 // counts attendances, so that a reused handle is no old acquaintance
-	blame   blame
+	nodes    []*node // by handle, nil where free
+	loads    []int32 // by handle: how busy its uplink is, less is idler: see respare
+	freeIDs  []int32
+	byID     map[string]*node
+	seeds    []*node
+	serial   uint64 // counts attendances, so that a reused handle is no old acquaintance
+	blame    blame
+	machines map[string]*machine
+	absent   []*machine // with no node, remembered for what they said
 
 	swarms    []*swarm // by handle, nil where free
 	freeSwarm []int32

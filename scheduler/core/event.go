@@ -37,6 +37,9 @@ type Attend struct {
 	UploadSlots, DownloadSlots int
 	Region, Zone, Rack         string
 	Seed                       bool // by its certificate
+	// Machine is where the node attends from, as its scheduler sees it; nodes of one
+	// count as one accuser. Empty: not known, and the node stands for itself.
+	Machine string
 }
 
 // Leave: a node's stream has ended, or it was silent too long.

@@ -67,10 +67,14 @@ func (s *State) sweep() {
 		case s.now >= l.deadline:
 			// A holder that nobody has got anything from is the likelier cause, and
 			// several that hang must not add up to hours.
+			n, could := l.m.n, l.m.n.canRun()
 			if h := l.holder; h == nil || h.upRate > 0 {
-				l.m.n.expiries = min(l.m.n.expiries+1, 255-1)
+				n.expiries = min(n.expiries+1, 255-1)
 			}
 			s.holderFailed(l, Unreachable, true)
+			s.rerun(n, could)
+		case l.holder != nil && !l.late && s.hangs(l):
+			s.hung(l)
 		case l.hedge > 0 && s.now >= l.hedge && !l.late && l.holder != nil:
 			s.late(l)
 		case l.holder != nil && l.m.n.downRate == 0:
@@ -100,8 +104,16 @@ const suspicious = 3
 // late lets the pieces of a slow lease be leased from somebody else while it runs
 // on. What comes first wins; see cancelBeaten.
 func (s *State) late(l *lease) {
+	m := l.m
+	if m.wanting() && m.b.elsewhere(m, l.run) {
+		s.overtake(l)
+	}
+}
+
+// overtake lets the pieces of a lease come from elsewhere while it runs on.
+func (s *State) overtake(l *lease) {
 	m, n := l.m, l.m.n
-	if !m.wanting() || !m.b.elsewhere(m, l.run) {
+	if !m.wanting() {
 		return
 	}
 	couldRun := n.canRun()

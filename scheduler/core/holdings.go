@@ -25,6 +25,9 @@ func (s *State) have(e *Have) {
 	}
 	m.revoked = false
 	before := m.held
+	if n.reading > 0 {
+		s.heard(m)
+	}
 	if b.active != nil && before == 0 && !e.Sealed && len(e.Runs) > 0 && (m.rx == nil || m.rx.leases == 0) {
 		s.adopt(b)
 	}
@@ -40,8 +43,9 @@ func (s *State) have(e *Have) {
 	if b.active == nil {
 		return
 	}
-	if news || m.held > before {
+	if m.held > before {
 		s.progress(m)
+		s.credit(m, e)
 	}
 	if b.asked == m {
 		s.answered(b, news)

@@ -147,7 +147,7 @@ func checkCounts(t failing, b *swarm) {
 	running := 0
 	hold, need := make([]int, b.n), make([]int, b.n)
 	for _, m := range b.members {
-		if counted := m.held > 0 && !m.n.barred; counted != m.counted || m.offered != (counted && m.n.spare) {
+		if counted := m.held > 0 && !m.n.barred && m.hushed == 0; counted != m.counted || m.offered != (counted && m.n.spare) {
 			t.Fatalf("%s: %s counted %v offered %v, want %v %v", b.digest, m.n.id, m.counted, m.offered, counted, counted && m.n.spare)
 		}
 		missing, lack := 0, 0

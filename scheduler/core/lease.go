@@ -16,18 +16,23 @@ type lease struct {
 	// It takes no slot at an end where it does not fill one: the rest is on its way,
 	// or the other end is far slower.
 	freeUp, freeDown bool
+	hung             bool // nothing has come for too long
 	late             bool // past hedge: its pieces may come from elsewhere too
 	ahead            bool // reads an origin where links are not known yet
 	rescue           bool // reads an origin for m alone, because it can reach no holder
 
 	since    Time
+	moved    Time // when it last brought a piece; 0: never
 	hedge    Time // a point; 0 when it is not hedged
 	deadline Time // a point
 
 	// Origin leases.
-	origin *Origin
-	behalf *member // whose want gave the origin
-	pieces int     // that came since since
+	origin  *Origin
+	behalf  *member // whose want gave the origin
+	pieces  int     // that came since since
+	given   Time    // when it began
+	said    Time    // when its node was heard of it last
+	brought bool    // a piece has come
 }
 
 // leases keeps running leases in slots. An ID is the slot below a number that
@@ -93,7 +98,7 @@ func (s *State) start(m *member, run blob.Run) *lease {
 		return nil
 	}
 	n, b, rx := m.n, m.b, s.receive(m)
-	l.m, l.run, l.since = m, run, s.now
+	l.m, l.run, l.since, l.given, l.said = m, run, s.now, s.now, s.now
 	l.atDown, l.atUp = int32(len(n.down)), -1
 	n.down = append(n.down, l)
 	rx.leases++
@@ -259,6 +264,7 @@ func (s *State) done(e *Done) {
 	}
 	m, run, h := l.m, l.run, l.holder
 	m.revoked = false
+	could := n.canRun()
 	if e.Bytes > 0 && e.Time > 0 && l.host == nil {
 		rate := int64(float64(e.Bytes) / float64(e.Time) * float64(Second))
 		n.downRate = learn(n.downRate, rate)
@@ -275,6 +281,8 @@ func (s *State) done(e *Done) {
 	n.expiries = 0
 	m.rx.fails, m.rx.pauses = 0, 0
 	if h != nil {
+		h.gave = s.now
+		s.serves(h, n)
 		h.unreached, h.goneTimes = h.unreached[:0], 0
 		if !h.quarantined {
 			s.unbar(h)
@@ -294,6 +302,7 @@ func (s *State) done(e *Done) {
 	} else {
 		s.end(l, false)
 	}
+	s.rerun(n, could)
 	s.cancelBeaten(m)
 	s.after(m)
 }
@@ -378,18 +387,16 @@ func (s *State) blameHolder(m *member, by, h *node, run blob.Run, reason Reason,
 		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.BusyTime, Second)
 		a.hard = a.steps > 8
 	case Missing:
-		if o := s.members[pair{h.handle, m.b.handle}]; o != nil {
-			s.lose(o, run)
-		}
 		rx.avoids, a = s.avoid(rx.avoids, h, 100*Millisecond, most)
+		a.hard = !s.missing(m, h, run)
 	case BadPiece, BadDigest:
 		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.Quarantine, s.cfg.Quarantine)
 		a.hard, a.bad = true, true
-		s.strike(h, by.id)
+		s.strike(h, by)
 	case Unreachable:
 		rx.avoids, a = s.avoid(rx.avoids, h, s.cfg.AvoidTime, most)
 		a.hard = a.steps > 1 || hangs && h.upRate == 0
-		s.missed(h, by.serial)
+		s.missed(h, by)
 	default:
 		return
 	}

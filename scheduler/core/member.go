@@ -22,6 +22,12 @@ type member struct {
 	publishes bool // may say links: it reads the origin, was asked, or came holding the blob
 	told      bool // said some of the links that are known
 
+	hushed      Time // what it holds does not count until then, because it sends nothing; 0: it counts
+	hushedTimes uint8
+	hungBy      string // the machine that last found that it sends nothing, at hungAt
+	hungAt      Time
+	missedBy    string // a machine that did not get what this says it has
+
 	site    *site    // nil while nobody wants the blob
 	tallies []*tally // where it is counted
 

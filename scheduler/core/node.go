@@ -38,9 +38,13 @@ type node struct {
 
 	quarantined bool
 	barredUntil Time
-	unreached   []uint64 // serials of those who could not reach it, in a row
+	unreached   []string // machines that could not reach it, in a row
 	goneTimes   uint8
-	strikes     []string // IDs of those who got bad pieces from it
+	strikes     []string // names of machines that got bad pieces from it
+	pleased     []string // and of machines that it has served well, since pleasedAt
+	pleasedAt   Time
+	machine     *machine
+	gave        Time // when somebody got a piece from it last
 }
 
 func (s *State) attend(e *Attend) {
@@ -57,6 +61,7 @@ func (s *State) attend(e *Attend) {
 		upSlots:   s.slots(e.UploadSlots, s.cfg.UploadSlots),
 		downSlots: s.slots(e.DownloadSlots, s.cfg.DownloadSlots),
 	}
+	n.machine = s.machineOf(e)
 	n.upMost, n.downMost = n.upSlots, n.downSlots
 	n.up, n.down, n.serving, n.wants = n.firstUp[:0], n.firstDown[:0], n.firstServing[:0], n.firstWants[:0]
 	if k := len(s.freeIDs); k > 0 {
@@ -95,18 +100,40 @@ func (s *State) slotsNow(e *Slots) {
 	n.upSlots = min(max(e.Upload, 0), n.upMost)
 	n.downSlots = min(max(e.Download, 0), n.downMost)
 	s.respare(n)
+	s.rerun(n, couldRun)
+}
+
+// canRun tells whether n has a free download slot.
+func (n *node) canRun() bool { return len(n.down)-n.downFree < n.runs() }
+
+// runs is how many leases n may run now. What a node claims is believed once it has
+// ended one; and who lets leases run out gets one at a time.
+func (n *node) runs() int {
+	switch {
+	case n.seed:
+		return n.downSlots
+	case n.expiries > 1:
+		return min(n.downSlots, 1)
+	case n.downSeen == 0:
+		return min(n.downSlots, untried)
+	}
+	return n.downSlots
+}
+
+// untried is how many leases a node may run that has not ended any.
+const untried = 2
+
+// rerun looks what follows of it that n may run more leases than before, or fewer.
+func (s *State) rerun(n *node, could bool) {
 	switch can := n.canRun(); {
-	case can && !couldRun:
+	case can && !could:
 		s.freed(n)
-	case !can && couldRun:
+	case !can && could:
 		for _, w := range n.wants {
 			s.enqueue(w, false)
 		}
 	}
 }
-
-// canRun tells whether n has a free download slot.
-func (n *node) canRun() bool { return len(n.down)-n.downFree < n.downSlots }
 
 // leave forgets a node. Who reads from it goes on for a while: often only its
 // stream to the scheduler broke.
@@ -138,6 +165,7 @@ func (s *State) leave(id string) {
 		s.unpark = true
 	}
 	delete(s.byID, id)
+	s.leaveMachine(n.machine)
 	s.nodes[n.handle] = nil
 	s.freeIDs = append(s.freeIDs, n.handle)
 	n.serial = 0

@@ -17,6 +17,7 @@ type sourcing struct {
 	unfit    []avoided
 	refusals []refusal
 	dripping []drip
+	silences int  // readers that were silent in a row
 	forSlot  bool // it waits, among others, for a download slot of who wants it
 	adopted  bool // its nodes had pieces before any lease of ours
 
@@ -25,7 +26,8 @@ type sourcing struct {
 	askedUntil Time
 	asks       int      // in a row, bringing none
 	bad        int      // times that the links led to a wrong digest
-	doubts     []string // IDs of those for whom the origin did not match the links
+	doubts     []string // machines for which the origin did not match the links
+	doubtedAt  Time     // when the last of these found it
 	accused    *accusation
 	idleSince  Time
 	idleWake   Time // when a timer looks whether it is still idle
@@ -374,6 +376,10 @@ func (s *State) rest(b *swarm) {
 func (s *State) sweepOrigin(l *lease) {
 	if s.now >= l.deadline {
 		s.originFailed(l, Unreachable, 0, 0, true)
+		return
+	}
+	if s.silent(l) {
+		s.hushReader(l.m.b)
 		return
 	}
 	if l.rescue || s.now < l.since+slowOrigin {

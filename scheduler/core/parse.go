@@ -95,7 +95,7 @@ func parse(name string, words []string) (Event, error) {
 	case "attend":
 		return &Attend{
 			Node: f.node, Address: f.str["address"], UploadSlots: int(f.num["upload"]), DownloadSlots: int(f.num["download"]),
-			Region: f.str["region"], Zone: f.str["zone"], Rack: f.str["rack"], Seed: f.flag["seed"],
+			Region: f.str["region"], Zone: f.str["zone"], Rack: f.str["rack"], Seed: f.flag["seed"], Machine: f.str["machine"],
 		}, nil
 	case "leave":
 		return &Leave{Node: f.node}, nil
@@ -158,7 +158,7 @@ func (f *fields) take(name, v string, hasValue bool) (err error) {
 			return errors.New("takes no value")
 		}
 		f.flag[name] = true
-	case "address", "region", "zone", "rack", "kind", "registry", "repository", "url":
+	case "address", "region", "zone", "rack", "machine", "kind", "registry", "repository", "url":
 		f.str[name] = v
 	case "upload", "download", "size", "first_link", "bytes", "time", "status", "retry_after", "priority":
 		f.num[name], err = strconv.ParseInt(v, 10, 64)

@@ -1,10 +1,6 @@
 package core
 
-import (
-	"slices"
-
-	"github.com/damselfly-p2p/damselfly/pkg/blob"
-)
+import "github.com/damselfly-p2p/damselfly/pkg/blob"
 
 // rescue lets m read from the origin what it can get from no holder: all that
 // hold it have failed m repeatedly.
@@ -70,13 +66,8 @@ func (s *State) rescueFailed(l *lease, reason Reason, status int, wait Time, can
 	m.rx.fails++
 	switch {
 	case reason == BadPiece || reason == BadDigest:
-		// One node that says so may lie; two show that the links do.
-		b := m.b
-		if !slices.Contains(b.doubts, m.n.id) {
-			b.doubts = append(b.doubts, m.n.id)
-		}
-		if len(b.doubts) > 1 {
-			s.revoke(b, m)
+		if s.doubt(m.b, m) {
+			s.revoke(m.b, m)
 		} else {
 			s.refuse(m, "the bytes of the origin do not match what the other nodes hold")
 		}

@@ -14,9 +14,9 @@ func (s *State) progress(m *member) {
 	}
 	for _, l := range m.n.down {
 		if l.m == m && l.host != nil {
-			l.deadline = s.now + s.originSpan(m.b)
+			l.deadline, l.brought = s.now+s.originSpan(m.b), true
 			if !l.rescue {
-				m.b.attempts = 0
+				m.b.attempts, m.b.silences = 0, 0
 			}
 		}
 	}
@@ -36,7 +36,11 @@ func (s *State) originFailed(l *lease, reason Reason, status int, wait Time, can
 	refused := reason == OriginError && status >= 400 && status < 500 && status != 408
 	switch {
 	case reason == BadDigest || reason == BadPiece:
-		s.revoke(b, m)
+		if s.doubt(b, m) {
+			s.revoke(b, m)
+		} else {
+			s.unfit(b, m.n, 60*Second) // another looks
+		}
 		return
 	case status == 429 || wait > 0:
 		if !s.pauseHost(h, wait) {
@@ -49,9 +53,7 @@ func (s *State) originFailed(l *lease, reason Reason, status int, wait Time, can
 		return
 	default:
 		b.attempts++
-		var a *avoided
-		b.unfit, a = s.avoid(b.unfit, m.n, 2*s.cfg.OriginBackoff, 60*Second)
-		s.wakeSwarm(b, a.until)
+		s.unfit(b, m.n, 2*s.cfg.OriginBackoff)
 		b.after = s.now + min(s.cfg.OriginBackoff<<min(b.attempts-1, 16), max(s.cfg.OriginBackoff, s.cfg.OriginBackoffMax))
 		s.wakeSwarm(b, b.after)
 	}

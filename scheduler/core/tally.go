@@ -158,7 +158,7 @@ func (s *State) withdraw(m *member) {
 // count adds what the member holds to the tallies, if it counts.
 func (s *State) count(m *member) {
 	b := m.b
-	if m.counted || b.active == nil || m.n.barred || m.held == 0 {
+	if m.counted || b.active == nil || m.n.barred || m.held == 0 || m.hushed > 0 {
 		return
 	}
 	m.counted = true

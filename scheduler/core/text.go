@@ -70,6 +70,7 @@ func AppendEvent(buf []byte, now Time, e Event) []byte {
 		t.str("zone", e.Zone)
 		t.str("rack", e.Rack)
 		t.flag("seed", e.Seed)
+		t.str("machine", e.Machine)
 	case *Leave:
 		t.head(e, e.Node, "")
 	case *Want:

@@ -77,6 +77,9 @@ func (s *State) wake(m *member) {
 	if m.rx != nil {
 		s.enqueue(m, true)
 	}
+	if m.hushed > 0 && s.now >= m.hushed {
+		s.unhush(m)
+	}
 	if m.revoked && s.now >= m.b.revokedAt+s.cfg.IdleTime {
 		m.revoked = false
 		s.loosen(m)

@@ -179,6 +179,7 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 	st.hello, st.address, st.denials = hello{said.GetHost(), said.GetRelease()}, attend.Address, string(said.GetDenials())
 	if p, ok := peer.FromContext(g.Context()); ok {
 		st.remote = hostOf(p.Addr)
+		attend.Machine = machineOf(st.remote)
 	}
 	if err := claim(attend.Address, st.remote); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())

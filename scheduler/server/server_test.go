@@ -393,6 +393,9 @@ func TestIdleNodeHasTimeToAnswerItsFirstLease(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		seed.tell(ping(1))
+		if seed.next().GetCancel() == nil { // another reads the origin meanwhile
+			t.Error("the silent seed keeps its lease")
+		}
 		if got := seed.next(); got.GetPong().GetNumber() != 1 {
 			t.Errorf("the seed was told %v", got)
 		}
