@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -51,10 +52,13 @@ const (
 )
 
 // A reader must take leastRate bytes a second, after readPatience. The scheduler
-// gives a lease up long before.
+// gives a lease up long before. Where others are refused for want of a slot, it must also
+// take its part in each busyPatience: one part in busyShare of what the average reader takes.
 const (
 	readPatience = 30 * time.Second
 	leastRate    = 64 << 10
+	busyPatience = 2 * time.Second
+	busyShare    = 16
 )
 
 // Blobs is what the server reads: the store.
@@ -93,6 +97,7 @@ type Server struct {
 	sends sends
 
 	patience time.Duration
+	moved    atomic.Int64 // bytes that all readers took
 	onRead   func(blob.Digest) (done func())
 
 	sent prometheus.Counter
@@ -188,18 +193,40 @@ func classOf(req *damselflyv1.ReadRequest) limit.Class {
 // little: it would keep a slot from the others.
 func (s *Server) watch(sent <-chan error, t *turn) error {
 	started := time.Now()
-	tick := time.NewTicker(s.patience / 4)
+	tick := time.NewTicker(min(s.patience/4, busyPatience))
 	defer tick.Stop()
+	before := share{at: started, all: s.moved.Load()}
 	for {
 		select {
 		case err := <-sent:
 			return err
 		case now := <-tick.C:
-			if t.overdue(now, now.Sub(started), s.patience) {
+			after := share{now, t.moved.Load(), s.moved.Load(), t.waited(now)}
+			switch {
+			case t.overdue(now, now.Sub(started), s.patience):
 				return status.Error(codes.DeadlineExceeded, "the reader takes too little; others wait for its slot")
+			case before.idle(after, s.slots.pressed(now)):
+				return status.Error(codes.ResourceExhausted, "others wait for the slot, and the reader takes less than they would")
+			}
+			if now.Sub(before.at) >= busyPatience {
+				before = after
 			}
 		}
 	}
+}
+
+// share is what one reader and all of them have taken at a time.
+type share struct {
+	at        time.Time
+	mine, all int64
+	waited    time.Duration // for this node's own limit
+}
+
+// idle reports whether a reader has taken so little since that it keeps others out for
+// nothing; of readers there are so many, 0 where nobody is kept out.
+func (s share) idle(now share, readers int) bool {
+	had := now.at.Sub(s.at) - (now.waited - s.waited)
+	return readers > 0 && had >= busyPatience && (now.mine-s.mine)*busyShare*int64(readers) <= now.all-s.all
 }
 
 // send sends pieces in their order; none is an answer, too.
@@ -305,6 +332,8 @@ func (s *Server) sendPiece(t *turn, i int) error {
 			return err
 		}
 		s.sent.Add(float64(n))
+		t.moved.Add(int64(n))
+		s.moved.Add(int64(n))
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ type slots struct {
 	mu    sync.Mutex
 	taken int
 	by    map[string]int // a node's key to its Reads
+	short time.Time      // when somebody was refused last
 }
 
 // newSlots is for most Reads, and a quarter more for nodes that have none.
@@ -37,6 +38,7 @@ func (s *slots) take(node string) error {
 	has := s.by[node]
 	switch {
 	case s.taken >= s.most+s.spare:
+		s.short = time.Now()
 		return status.Error(codes.ResourceExhausted, "every upload slot of this node is taken")
 	case has > 0 && s.taken >= s.most:
 		return status.Error(codes.ResourceExhausted, fmt.Sprintf("%d reads of the caller are served; the upload slots that are left are for others", has))
@@ -44,6 +46,17 @@ func (s *slots) take(node string) error {
 	s.taken++
 	s.by[node]++
 	return nil
+}
+
+// pressed tells how many Reads are served, where others were refused a moment ago because
+// every slot was taken; else 0.
+func (s *slots) pressed(now time.Time) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.short) > busyPatience {
+		return 0
+	}
+	return s.taken
 }
 
 func (s *slots) leave(node string) {
@@ -63,6 +76,7 @@ type turn struct {
 	class  limit.Class
 
 	taken atomic.Int64 // bytes of the pieces that the reader took
+	moved atomic.Int64 // and of parts of pieces
 	// How long this node's own limit kept the reader waiting, in nanoseconds, and since
 	// when it does now, in nanoseconds since 1970, or 0.
 	held, since atomic.Int64
@@ -81,11 +95,16 @@ func (t *turn) await(b *limit.Bucket, n int) error {
 	return err
 }
 
-// overdue tells whether the reader has taken too little for the time that it had.
-func (t *turn) overdue(now time.Time, had, patience time.Duration) bool {
+// waited is how long this node's own limit has kept the reader waiting.
+func (t *turn) waited(now time.Time) time.Duration {
 	held := t.held.Load()
 	if since := t.since.Load(); since > 0 {
 		held += now.UnixNano() - since
 	}
-	return had-time.Duration(held) > patience+time.Duration(t.taken.Load()/leastRate)*time.Second
+	return time.Duration(held)
+}
+
+// overdue tells whether the reader has taken too little for the time that it had.
+func (t *turn) overdue(now time.Time, had, patience time.Duration) bool {
+	return had-t.waited(now) > patience+time.Duration(t.taken.Load()/leastRate)*time.Second
 }
