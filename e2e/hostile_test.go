@@ -16,7 +16,7 @@ import (
 // nodes and a bar of 1.10.
 func TestHostile(t *testing.T) {
 	for _, seeds := range []int{0, 1} {
-		for _, want := range []string{"silent", "forge", "accuse", "hoard"} {
+		for _, want := range []string{"silent", "forge", "accuse", "hoard", "flood"} {
 			t.Run(fmt.Sprintf("%s, %d seeds", want, seeds), func(t *testing.T) {
 				o := startOrigin(t, origin.Public, false)
 				img := push(t, o, "app/img", sample.Large(), sample.OCI)
@@ -27,7 +27,7 @@ func TestHostile(t *testing.T) {
 				pullAll(t, o, c.Nodes, img, "app/img")
 				took, ratio := time.Since(start), float64(o.Counts().BlobBytes[layer.Digest])/float64(layer.Size())
 				t.Logf("%v, the origin sent %.2f times the layer", took, ratio)
-				if took > 6*time.Second {
+				if took > 15*time.Second { // 2 s alone on two cores; it was 22 and more
 					t.Errorf("the pulls took %v", took)
 				}
 				if ratio > 1.5 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -217,7 +218,38 @@ func readRuns(field string, l blob.Layout, wire []*damselflyv1.Run) ([]blob.Run,
 	for _, r := range wire {
 		out = append(out, blob.Run{First: int(r.GetFirst()), Count: int(r.GetCount())})
 	}
-	return out, checkRuns(field, l, out)
+	if err := checkRuns(field, l, out); err != nil {
+		return nil, err
+	}
+	return merged(out), nil
+}
+
+// merged is the same pieces in runs that do not overlap, in order: who names a piece often
+// makes the state no more work, nor the trace longer. It changes runs.
+func merged(runs []blob.Run) []blob.Run {
+	if slices.IsSortedFunc(runs, func(a, b blob.Run) int { return a.First - b.First }) && !overlap(runs) {
+		return runs
+	}
+	slices.SortFunc(runs, func(a, b blob.Run) int { return a.First - b.First })
+	out := runs[:0]
+	for _, r := range runs {
+		if n := len(out); n > 0 && r.First <= out[n-1].End() {
+			out[n-1].Count = max(out[n-1].End(), r.End()) - out[n-1].First
+		} else {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// overlap reports whether any of the runs, which are in order, begins within the one before.
+func overlap(runs []blob.Run) bool {
+	for i := 1; i < len(runs); i++ {
+		if runs[i].First < runs[i-1].End() {
+			return true
+		}
+	}
+	return false
 }
 
 func checkRuns(field string, l blob.Layout, runs []blob.Run) error {

@@ -229,7 +229,7 @@ func (s *Server) receive(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dam
 			st.reuse(kept)
 			continue
 		}
-		if !s.submit(st, envelope{message: msg}) {
+		if !s.hand(st, msg) {
 			return
 		}
 	}

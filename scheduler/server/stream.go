@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -41,9 +42,10 @@ type stream struct {
 	ended   chan struct{} // closed by end
 	roomy   chan struct{} // capacity 1: a message that waited for the owner was taken
 
-	free    chan *memory // of messages that the owner is done with
-	waiting atomic.Int32 // messages of which the outcome is not in the outbox yet
-	heard   atomic.Int64 // when the last message came, in nanoseconds since the epoch of its server
+	pace    *rate.Limiter // of what the node says, in events
+	free    chan *memory  // of messages that the owner is done with
+	waiting atomic.Int32  // messages of which the outcome is not in the outbox yet
+	heard   atomic.Int64  // when the last message came, in nanoseconds since the epoch of its server
 
 	mu      sync.Mutex
 	outbox  []item
@@ -61,7 +63,7 @@ type item struct {
 }
 
 func newStream(node string, by *senders, send func(*damselflyv1.SchedulerMessage) error) *stream {
-	return &stream{node: node, send: send, senders: by, ended: make(chan struct{}), roomy: make(chan struct{}, 1), free: make(chan *memory, 2)}
+	return &stream{node: node, send: send, senders: by, pace: rate.NewLimiter(eventRate, eventBurst), ended: make(chan struct{}), roomy: make(chan struct{}, 1), free: make(chan *memory, 2)}
 }
 
 // put queues what is for the node and has it sent; false when the outbox is full.
