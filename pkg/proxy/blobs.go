@@ -98,7 +98,10 @@ func (p *Proxy) sendBlob(w *response, r *http.Request, q question, size int64, p
 			return err
 		}
 	}
-	if f, ok := c.sealed(); ok {
+	// What has become whole since its server was asked for a part goes out by parts, too.
+	if f, ok := c.sealed(); ok && c.gate != nil {
+		_ = f.Close() // it was not read
+	} else if ok {
 		defer f.Close()
 		w.result = resultHit
 		http.ServeContent(w, r, "", time.Time{}, f)

@@ -16,7 +16,7 @@ type claimant struct {
 }
 
 const (
-	// maxClaims is how many claims of one client are looked at at a time.
+	// maxClaims is how many claims of one client, not proven yet, are looked at at a time.
 	maxClaims = 32
 	// freeGuesses is how many claims of one blob may fail within guessTime before others
 	// have to pause, for maxPause at most.
@@ -45,8 +45,9 @@ func newClaims() *claims {
 	return &claims{open: map[claimant]int{}, failed: newLRU[blob.Digest, guesses](maxGuessed)}
 }
 
-// begin takes a claim, or says why not now. end must be called with how it ended.
-func (c *claims) begin(by claimant, d blob.Digest, now time.Time) (end func(now time.Time, failed bool), _ error) {
+// begin takes a claim, or says why not now. done must be called when it is proven or over;
+// further calls do nothing.
+func (c *claims) begin(by claimant, d blob.Digest, now time.Time) (done func(), _ error) {
 	if g, ok := c.failed.get(d); ok && now.Before(g.until) {
 		return nil, busy(g.until.Sub(now), "servers that were named for this blob did not keep it")
 	}
@@ -56,25 +57,28 @@ func (c *claims) begin(by claimant, d blob.Digest, now time.Time) (end func(now 
 		return nil, busy(time.Second, fmt.Sprintf("%d requests of this client for blobs by URL are under way that no server has proven yet", maxClaims))
 	}
 	c.open[by]++
-	return func(now time.Time, failed bool) {
+	return sync.OnceFunc(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.open[by]--; c.open[by] == 0 {
 			delete(c.open, by)
 		}
-		if !failed {
-			return
-		}
-		g, _ := c.failed.get(d)
-		if now.Sub(g.last) > guessTime {
-			g.n = 0
-		}
-		g.n, g.last = g.n+1, now
-		if g.n > freeGuesses {
-			g.until = now.Add(min(time.Second<<min(g.n-freeGuesses-1, 16), maxPause))
-		}
-		c.failed.put(d, g, nil)
-	}, nil
+	}), nil
+}
+
+// fail notes that a server did not keep the blob.
+func (c *claims) fail(d blob.Digest, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g, _ := c.failed.get(d)
+	if now.Sub(g.last) > guessTime {
+		g.n = 0
+	}
+	g.n, g.last = g.n+1, now
+	if g.n > freeGuesses {
+		g.until = now.Add(min(time.Second<<min(g.n-freeGuesses-1, 16), maxPause))
+	}
+	c.failed.put(d, g, nil)
 }
 
 func busy(after time.Duration, why string) error {

@@ -56,6 +56,9 @@ type claim struct {
 	p    *Proxy
 	q    question
 	size int64 // 0: not known
+	// proven says that the server has shown what it was asked for first. It may be called
+	// again.
+	proven func()
 }
 
 // shown is what a server has shown of a blob.
@@ -98,12 +101,17 @@ func (c *claim) serve(w *response, r *http.Request) error {
 		}
 		c.p.metrics.authz.WithLabelValues(authzAllowed).Inc()
 		c.p.allow(c.q, info{size: c.size, told: true})
+		c.proven()
 		return c.p.sendBlob(w, r, c.q, c.size, nil)
 	}
 	return c.p.sendBlob(w, r, c.q, c.size, func(ctx context.Context, b *content) error {
 		c.p.metrics.authz.WithLabelValues(authzAllowed).Inc()
 		b.gate = &gate{claim: c}
-		return b.gate.pass(ctx, b, first, seen)
+		err := b.gate.pass(ctx, b, first, seen)
+		if err == nil {
+			c.proven()
+		}
+		return err
 	})
 }
 

@@ -218,3 +218,52 @@ func TestGuessesCostTime(t *testing.T) {
 		}
 	})
 }
+
+// A blob that becomes whole while its server is asked for its start goes out by stretches all
+// the same: who knows the start gets that.
+func TestProofWhileItBecomesWhole(t *testing.T) {
+	secret := noise(3 << 20)
+	const known = 300 << 10
+	w := newWorld(t, nil)
+	b := w.tasks.Add(secret, 1<<20)
+	fake := append(bytes.Clone(secret[:known]), bytes.Repeat([]byte{0x55}, len(secret)-known)...)
+	w.tasks.OnOpen(func(n int) {
+		if n == 2 { // the first looked at the first stretch
+			b.Arrive(int64(len(secret)))
+		}
+	})
+	w.origin.hook = func(rw http.ResponseWriter, r *http.Request) bool {
+		http.ServeContent(rw, r, "", time.Time{}, bytes.NewReader(fake))
+		return true
+	}
+	got := w.getCut(blobURL(blob.FromBytes(secret), "https://files.example.com/f", fmt.Sprintf("&size=%d", len(secret))), "")
+	if leaks(got, known) {
+		t.Errorf("got %d bytes, its server knew %d", len(got), known)
+	}
+	if len(got) != 256<<10 {
+		t.Errorf("got %d bytes, the server has shown that it knows 256 KiB", len(got))
+	}
+}
+
+// Many downloads at a time are no many claims: a claim counts until it is proven.
+func TestManyDownloadsAtATime(t *testing.T) {
+	w := newWorld(t, nil)
+	data := noise(1 << 20)
+	w.tasks.Add(data, 600<<10)
+	fileServer(w, map[string][]byte{"f": data}, true)
+	var open []*http.Response
+	for i := range 40 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.main.URL+blobURL(blob.FromBytes(data), "https://files.example.com/f", ""), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("download %d: %v, %v", i, resp, err)
+		}
+		open = append(open, resp)
+	}
+	for _, resp := range open {
+		_ = resp.Body.Close()
+	}
+}

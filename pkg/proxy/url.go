@@ -44,13 +44,15 @@ func (p *Proxy) serveURL(w *response, r *http.Request) error {
 		p.metrics.authz.WithLabelValues(result).Inc()
 		return p.sendBlob(w, r, q, size, nil)
 	}
-	end, err := p.claims.begin(claimant{q.who, hostOf(r.RemoteAddr)}, q.digest, time.Now())
+	done, err := p.claims.begin(claimant{q.who, hostOf(r.RemoteAddr)}, q.digest, time.Now())
 	if err != nil {
 		return err
 	}
-	c := &claim{p: p, q: q, size: size}
-	err = c.serve(w, r)
-	end(time.Now(), errors.Is(err, errNotKept))
+	defer done()
+	err = (&claim{p: p, q: q, size: size, proven: done}).serve(w, r)
+	if errors.Is(err, errNotKept) {
+		p.claims.fail(q.digest, time.Now())
+	}
 	return err
 }
 

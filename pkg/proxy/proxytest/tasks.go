@@ -33,7 +33,12 @@ type Tasks struct {
 	places   map[blob.Place]bool
 	requests []proxy.Request
 	open     int
+	onOpen   func(n int)
 }
+
+// OnOpen has fn called with how often Open was called, before it does anything. It must be
+// set before that.
+func (t *Tasks) OnOpen(fn func(n int)) { t.onOpen = fn }
 
 // NewTasks returns Tasks that write sealed blobs below dir.
 func NewTasks(dir string, origin Getter) *Tasks {
@@ -91,6 +96,11 @@ func (t *Tasks) OpenHandles() int {
 func (t *Tasks) Open(ctx context.Context, req proxy.Request) (proxy.Handle, error) {
 	t.mu.Lock()
 	t.requests = append(t.requests, req)
+	if n := len(t.requests); t.onOpen != nil {
+		t.mu.Unlock()
+		t.onOpen(n)
+		t.mu.Lock()
+	}
 	b, held := t.blobs[req.Digest]
 	if !held {
 		b = &Blob{changed: make(chan struct{}), have: -1}
