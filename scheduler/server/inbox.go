@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/damselfly-p2p/damselfly/pkg/blob"
 	"github.com/damselfly-p2p/damselfly/scheduler/core"
 )
 
@@ -13,8 +14,10 @@ const roomLimit = 4
 
 const (
 	// eventsAtOnce is how many events of one node the owner takes before it looks at others:
-	// with roomLimit it bounds what one node delays all others by.
+	// with roomLimit it bounds what one node delays all others by. A Want or Unwant of a blob
+	// of many pieces counts as one for each wantPieces: it costs 0.2 us a piece.
 	eventsAtOnce = 128
+	wantPieces   = 100
 	// eventRate is how many events a second are taken of a node, and eventBurst how many
 	// beyond that at a time: a node that has 50,000 blobs tells them when it attends. One that
 	// pulls at 10 Gbit/s has 3,000 a second to say.
@@ -103,13 +106,14 @@ func (s *Server) submit(st *stream, e envelope) bool {
 func (s *Server) hand(st *stream, m message) bool {
 	for {
 		part := m
-		if len(m.events) > eventsAtOnce { // its memory is used until the last part is taken
-			part = message{events: m.events[:eventsAtOnce]}
-			m.events = m.events[eventsAtOnce:]
+		n, cost := fits(m.events)
+		if n < len(m.events) { // its memory is used until the last part is taken
+			part = message{events: m.events[:n]}
+			m.events = m.events[n:]
 		} else {
 			m.events = nil
 		}
-		if !st.paced(len(part.events) + 1) {
+		if !st.paced(cost) {
 			return false
 		}
 		if !s.submit(st, envelope{message: part}) {
@@ -119,6 +123,25 @@ func (s *Server) hand(st *stream, m message) bool {
 			return true
 		}
 	}
+}
+
+// fits is how many of the events are taken at once, one at least, and what they count as.
+func fits(events []core.Event) (n, cost int) {
+	cost = 1
+	for n < len(events) {
+		c := 1
+		if w, ok := events[n].(*core.Want); ok {
+			if l, err := blob.NewLayout(w.Size); err == nil {
+				c += 2 * l.Pieces() / wantPieces // with the Unwant that may follow
+			}
+		}
+		if n > 0 && cost+c > eventsAtOnce {
+			break
+		}
+		n++
+		cost += c
+	}
+	return n, min(cost, eventBurst)
 }
 
 // paced waits until the node may have said n events. It is false when the stream was ended.

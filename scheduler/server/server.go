@@ -15,6 +15,7 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -170,6 +171,9 @@ func (s *Server) Attend(g grpc.BidiStreamingServer[damselflyv1.NodeMessage, dams
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	said := first.GetEvents()[0].GetAttend()
+	if n := len(said.GetDenials()); n != 0 && n != sha256.Size {
+		return status.Errorf(codes.InvalidArgument, "attend.denials: %d bytes are no hash", n)
+	}
 	first.Events = first.Events[1:]
 	rest, err := d.message(first)
 	if err != nil {
